@@ -1,0 +1,1 @@
+"""Sampling from a policy: trajectories, and the samplers that make them."""

@@ -1,0 +1,55 @@
+"""A trajectory is token-exact: the ids that were sampled, and everything the trainer needs about them."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unbraid.chat.types import Mode
+
+
+class Finish(StrEnum):
+    """Why a response ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass
+class Trajectory:
+    """One prompt and one response, as sampled. Text is for people; nothing is ever re-tokenised.
+
+    ids: (T,) int64, prompt then response (a forced mode's prefix belongs to the response).
+    prompt_length: tokens before the response.
+    roles: (T,) uint8, `tokens.Role`.
+    sampled: (T,) bool, True where the model drew the token: only these carry loss.
+    logprobs: (T,) float32, log-prob in nats under the sampling distribution (temperature included); 0 if not sampled.
+    mode: as read from the response; `forced` is the mode that was asked for (AUTO = the model chose).
+    """
+
+    task_id: str
+    sample: int
+    ids: NDArray[np.int64]
+    prompt_length: int
+    roles: NDArray[np.uint8]
+    sampled: NDArray[np.bool_]
+    logprobs: NDArray[np.float32]
+    mode: Mode
+    forced: Mode
+    finish: Finish
+    level: str = ""
+    source: str = ""
+    reward: float = 0.0
+    reward_parts: dict[str, float] = field(default_factory=dict)
+    correct: bool = False
+    reason: str = ""
+
+    @property
+    def response_ids(self) -> NDArray[np.int64]:
+        return self.ids[self.prompt_length :]
+
+    @property
+    def response_tokens(self) -> int:
+        """Length of the response in tokens, the stop token and a forced prefix included."""
+        return len(self.ids) - self.prompt_length

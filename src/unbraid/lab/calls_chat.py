@@ -1,0 +1,69 @@
+"""How the calls world is written: a word-level tokenizer with a chat template, a call format, two modes.
+
+    prompt  <tools> t6 t0 t2 <ask> i2b e7 r0 r1 r5 <go>
+    direct  <no_think> <tool_call> t2 ( p2 = e8 ) </tool_call> <eos>
+    think   <think> use t2 ; start at e7 ; ... so value e8 </think> <tool_call> t2 ( p2 = e8 ) </tool_call> <eos>
+
+It goes through the same code as any real model: nothing here knows how training or sampling work.
+"""
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+
+from unbraid.chat.types import Answer, Call, Mode
+from unbraid.lab.calls_world import ENTITIES, RELATIONS, TOOLS, WORDINGS, Query
+
+PAD, UNKNOWN, STOP = "<pad>", "<unk>", "<eos>"
+WORDS = (
+    *("<tools>", "<ask>", "<go>", "<think>", "</think>", "<no_think>", "<tool_call>", "</tool_call>"),
+    *("(", ")", "=", ",", ";", "use", "start", "at", "now", "take", "of", "this", "gives", "so", "value"),
+    *(f"e{i}" for i in range(ENTITIES)),
+    *(f"r{i}" for i in range(RELATIONS)),
+    *(f"t{i}" for i in range(TOOLS)),
+    *(f"p{i}" for i in range(TOOLS)),
+    *(f"i{i}{wording}" for i in range(TOOLS) for wording in WORDINGS),
+)
+
+CHAT_TEMPLATE = (
+    "<tools>{% for tool in tools or [] %} {{ tool.function.name }}{% endfor %}"
+    "{% for message in messages %}"
+    "{% if message.role == 'user' %} <ask> {{ message.content }} <go>"
+    "{% elif message.role == 'assistant' %} {{ message.content }} <eos>"
+    "{% endif %}{% endfor %}"
+)
+
+
+def calls_tokenizer() -> PreTrainedTokenizerFast:
+    """One id per word, the same ids in every world."""
+    vocabulary = {word: i for i, word in enumerate((PAD, UNKNOWN, STOP, *WORDS))}
+    core = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
+    core.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue] (settable; the stub omits it)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        eos_token=STOP,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def prompt_words(query: Query) -> list[str]:
+    """What the chat template gives for a query's task, without the template: pre-training writes half a million."""
+    return ["<tools>", *(f"t{t}" for t in query.offered), "<ask>", *query.text.split(), "<go>"]
+
+
+def response_words(answer: Answer) -> list[str]:
+    """What the chat format gives for an answer, the stop token included."""
+    opening = ["<think>", *answer.thought.split(), "</think>"] if answer.mode is Mode.THINK else ["<no_think>"]
+    calls = [word for call in answer.calls for word in ("<tool_call>", *call_words(call), "</tool_call>")]
+    return [*opening, *calls, STOP]
+
+
+def call_words(call: Call) -> list[str]:
+    """`t2 ( p2 = e8 )`, arguments parted by commas."""
+    words = [word for name, value in call.arguments.items() for word in (",", name, "=", str(value))]
+    return [call.name, "(", *words[1:], ")"]

@@ -1,0 +1,224 @@
+"""Supervised training on responses: the warm-up before RL, and what pre-trains the lab's models.
+
+Several examples share one row (packing); positions restart and an explicit mask keeps each from seeing the others,
+so that the loss is the one of unpacked rows. The loss of a step is one weighted mean over its whole
+batch, whatever the micro-batches.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import cos, pi
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class WarmupConfig(BaseModel):
+    """Supervised training. Choice: every value; the paper gives only the rule behind `labels: mixed`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(60, ge=0, description="optimiser steps")
+    batch_examples: int = Field(64, ge=1, description="examples per step")
+    learning_rate: float = Field(1e-3, gt=0, description="peak of AdamW's rate; 1e-5 to 1e-4 suits large models")
+    ramp_steps: int = Field(5, ge=0, description="steps of linear rise to the peak")
+    decay: Literal["constant", "cosine"] = Field("cosine", description="what the rate does after the rise")
+    mode_weight: float = Field(10.0, ge=0, description="loss weight of the mode token; every other token has 1")
+    labels: Literal["mixed", "long", "short"] = Field(
+        "mixed", description="mixed: the short answer unless the task needs thinking (AutoTool's rule)"
+    )
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient norm at which clipping starts")
+    micro_batch_tokens: int = Field(4096, ge=1, description="tokens per forward pass, padding included; memory only")
+
+
+@dataclass(frozen=True)
+class SupervisedExample:
+    """One prompt and the response to learn. `weights` has one loss weight per response token; 0 = no loss."""
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self):
+        if not self.prompt_ids:
+            raise ValueError("an example needs at least one prompt token: nothing could predict its first response token")
+        if len(self.weights) != len(self.response_ids):
+            raise ValueError(
+                f"{len(self.weights)} weights for {len(self.response_ids)} response tokens: give one per token"
+            )
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+Batches = Callable[[int], Sequence[SupervisedExample]]
+"""The batch of a step. A pure function of the step, so that a resumed run sees what the unbroken one saw."""
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Packed examples. `segments` numbers the example of each token, -1 is padding. All (B, T).
+
+    `weights[b, t]` is the loss weight of predicting `ids[b, t]` from the tokens before it.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    segments: Tensor
+    weights: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, 1, T, T) bool: True where query token i may see key token j: the same example, and not later."""
+        same = self.segments[:, :, None] == self.segments[:, None, :]
+        return torch.tril(same)[:, None]
+
+    def split(self, max_tokens: int) -> Iterator["PackedRows"]:
+        """Micro-batches of whole rows, at most `max_tokens` each (a single longer row stays one)."""
+        rows = max(1, max_tokens // self.ids.shape[1])
+        for start in range(0, len(self.ids), rows):
+            part = slice(start, start + rows)
+            yield PackedRows(self.ids[part], self.positions[part], self.segments[part], self.weights[part])
+
+
+def pack(examples: Sequence[SupervisedExample], row_tokens: int | None = None) -> PackedRows:
+    """Packs examples into rows of equal length, first fit, longest first.
+
+    Args:
+        row_tokens: length of a row in tokens; default: that of the longest example.
+
+    Raises:
+        ValueError: if an example is longer than a row.
+    """
+    longest = max(map(len, examples))
+    length = longest if row_tokens is None else row_tokens
+    if longest > length:
+        raise ValueError(f"an example has {longest} tokens, a row {length}: raise row_tokens or drop the example")
+    rows: list[list[int]] = []
+    free: list[int] = []
+    for index in sorted(range(len(examples)), key=lambda i: -len(examples[i])):
+        size = len(examples[index])
+        row = next((r for r, room in enumerate(free) if room >= size), len(rows))
+        if row == len(rows):
+            rows.append([])
+            free.append(length)
+        rows[row].append(index)
+        free[row] -= size
+
+    shape = (len(rows), length)
+    ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    segments, weights = np.full(shape, -1, np.int64), np.zeros(shape)
+    for row, members in enumerate(rows):
+        end = 0
+        for index in members:
+            example = examples[index]
+            start, end = end, end + len(example)
+            ids[row, start:end] = example.prompt_ids + example.response_ids
+            positions[row, start:end] = np.arange(len(example))
+            segments[row, start:end] = index
+            weights[row, start + len(example.prompt_ids) : end] = example.weights
+    return PackedRows(*(torch.from_numpy(a) for a in (ids, positions, segments, weights)))
+
+
+def weighted_loss_sum(model: nn.Module, rows: PackedRows) -> Tensor:
+    """Sum over all tokens of weight * negative log-likelihood, in nats.
+
+    Logits are computed only for columns in which some row has a loss.
+    """
+    device = next(model.parameters()).device
+    targets, weights = rows.ids[:, 1:], rows.weights[:, 1:]
+    columns = weights.ne(0).any(0).nonzero().squeeze(-1)
+    logits = model(
+        input_ids=rows.ids[:, :-1].to(device),
+        position_ids=rows.positions[:, :-1].to(device),
+        attention_mask=rows.mask[:, :, :-1, :-1].to(device),
+        logits_to_keep=columns.to(device),
+        use_cache=False,
+    ).logits
+    # Softmax in at least float32: half-precision models round log-likelihoods too coarsely.
+    logits = logits.float() if logits.dtype.itemsize < 4 else logits
+    nll = functional.cross_entropy(logits.flatten(0, 1), targets[:, columns].flatten().to(device), reduction="none")
+    return (nll * weights[:, columns].flatten().to(nll)).sum()
+
+
+class SupervisedTrainer:
+    """AdamW on weighted likelihood. Everything that `resume` needs is in `state_dict`.
+
+    Args:
+        model: a causal language model of transformers, or a PEFT model around one. Parameters without
+            `requires_grad` stay as they are.
+        batches: the examples of each step.
+    """
+
+    def __init__(self, model: nn.Module, config: WarmupConfig, batches: Batches):
+        self.model, self.config, self.batches = model, config, batches
+        self.step = 0
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+
+    def train_step(self) -> dict[str, float]:
+        """One optimiser step; returns its loss (nats per unit of weight), gradient norm and learning rate."""
+        batch = self.batches(self.step)
+        rows = pack(batch)
+        total = rows.weights.sum().item()
+        rate = learning_rate(self.step, self.config)
+        loss = 0.0
+        for part in rows.split(self.config.micro_batch_tokens):
+            if part.weights.any():
+                part_loss = weighted_loss_sum(self.model, part) / total
+                part_loss.backward()
+                loss += part_loss.item()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm).item()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return {"loss": loss, "grad_norm": norm, "learning_rate": rate}
+
+    def run(self, on_step: Callable[[int, dict[str, float]], None] | None = None) -> None:
+        """Trains up to `config.steps`; `on_step(steps done, metrics)` is called after each."""
+        self.model.train()
+        while self.step < self.config.steps:
+            metrics = self.train_step()
+            if on_step is not None:
+                on_step(self.step, metrics)
+        self.model.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, optimiser and step."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where `state_dict` was taken."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+
+def learning_rate(step: int, config: WarmupConfig) -> float:
+    """The rate of optimiser step `step` (from 0): a linear rise, then constant or a cosine down to 5 % of the peak."""
+    if step < config.ramp_steps:
+        return config.learning_rate * (step + 1) / config.ramp_steps
+    if config.decay == "constant":
+        return config.learning_rate
+    progress = (step - config.ramp_steps) / max(1, config.steps - config.ramp_steps)
+    return config.learning_rate * (0.05 + 0.95 * (1 + cos(pi * min(1.0, progress))) / 2)
+
+
+def epochs(examples: Sequence[SupervisedExample], batch_examples: int, seed: int) -> Batches:
+    """Goes through `examples` again and again, each time in a new order keyed by (seed, epoch)."""
+    size = len(examples)
+    if not size:
+        raise ValueError("no examples to train on: check the data's answers and the labels setting")
+
+    def batch(step: int) -> list[SupervisedExample]:
+        places = range(step * batch_examples, (step + 1) * batch_examples)
+        orders = {e: np.random.default_rng([seed, e]).permutation(size) for e in {p // size for p in places}}
+        return [examples[orders[p // size][p % size]] for p in places]
+
+    return batch

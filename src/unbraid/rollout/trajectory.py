@@ -25,7 +25,10 @@ class Trajectory:
     roles: (T,) uint8, `tokens.Role`.
     sampled: (T,) bool, True where the model drew the token: only these carry loss.
     logprobs: (T,) float32, log-prob in nats under the sampling distribution (temperature included); 0 if not sampled.
-    mode: as read from the response; `forced` is the mode that was asked for (AUTO = the model chose).
+    entropies: (T,) float32, entropy in nats of the distribution each sampled token was drawn from; NaN elsewhere, and
+        everywhere if the sampler does not know it.
+    choice_probs: probabilities of the (think, no_think) id at the mode position; NaN if the sampler does not know it.
+    mode: as read from the response, NONE if untagged or truncated; `forced` is the mode that was asked for (AUTO = the model chose).
     """
 
     task_id: str
@@ -35,6 +38,8 @@ class Trajectory:
     roles: NDArray[np.uint8]
     sampled: NDArray[np.bool_]
     logprobs: NDArray[np.float32]
+    entropies: NDArray[np.float32]
+    choice_probs: tuple[float, float]
     mode: Mode
     forced: Mode
     finish: Finish

@@ -1,0 +1,84 @@
+"""Trajectories as tensors. Everything is aligned to targets: column t speaks of predicting ids[:, t + 1]."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unbraid.chat.types import Mode
+from unbraid.rollout.trajectory import Trajectory
+
+MODES = (Mode.NO_THINK, Mode.THINK, Mode.NONE)
+"""Order of the integer codes in `TokenBatch.mode`."""
+
+
+@dataclass
+class TokenBatch:
+    """B trajectories, padded on the right to T tokens; L = T − 1 targets.
+
+    ids: (B, T) long. attention: (B, T) long, 1 where a token is.
+    sampled: (B, L) bool, the target was drawn by the policy: it carries loss.
+    roles: (B, L) uint8, role of the target. old_logprobs: (B, L) float32, of the sampler.
+    reference_logprobs: (B, L) float32, of the reference; zeros when there is no KL term.
+    advantages: (B,) float64. mode: (B,) index into MODES.
+    choice: (B, L) bool, the one target that is a free choice of mode.
+    tokens: (B,) float64, sampled tokens of the whole trajectory (the normaliser of the sample mean).
+    """
+
+    ids: Tensor
+    attention: Tensor
+    sampled: Tensor
+    roles: Tensor
+    old_logprobs: Tensor
+    reference_logprobs: Tensor
+    advantages: Tensor
+    mode: Tensor
+    choice: Tensor
+    tokens: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device) -> "TokenBatch":
+        return TokenBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def collate(
+    trajectories: Sequence[Trajectory],
+    advantages: Sequence[float] | np.ndarray,
+    choice_position: int,
+    reference_logprobs: Sequence[np.ndarray] | None = None,
+) -> TokenBatch:
+    """Pad trajectories on the right.
+
+    Args:
+        choice_position: index of the mode token in a response (`ModePrefixes.position`).
+        reference_logprobs: per trajectory (T,), as `Trajectory.logprobs`; None for no KL term.
+    """
+    rows, longest = len(trajectories), max(len(t.ids) for t in trajectories)
+
+    def pad(values: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
+        out = torch.zeros((rows, longest), dtype=dtype)
+        for row, value in enumerate(values):
+            out[row, : len(value)] = torch.as_tensor(value, dtype=dtype)
+        return out
+
+    choice = torch.zeros((rows, longest), dtype=torch.bool)
+    for row, t in enumerate(trajectories):
+        at = t.prompt_length + choice_position
+        choice[row, at : at + 1] = bool(at < len(t.ids) and t.sampled[at])
+    reference = reference_logprobs or [np.zeros(1, dtype=np.float32)] * rows
+    return TokenBatch(
+        ids=pad([t.ids for t in trajectories], torch.long),
+        attention=pad([np.ones(len(t.ids)) for t in trajectories], torch.long),
+        sampled=pad([t.sampled for t in trajectories], torch.bool)[:, 1:],
+        roles=pad([t.roles for t in trajectories], torch.uint8)[:, 1:],
+        old_logprobs=pad([t.logprobs for t in trajectories], torch.float32)[:, 1:],
+        reference_logprobs=pad(reference, torch.float32)[:, 1:],
+        advantages=torch.as_tensor(np.asarray(advantages), dtype=torch.float64),
+        mode=torch.tensor([MODES.index(t.mode) for t in trajectories]),
+        choice=choice[:, 1:],
+        tokens=torch.tensor([float(t.sampled.sum()) for t in trajectories], dtype=torch.float64),
+    )

@@ -1,0 +1,131 @@
+"""Exact checkpoints: a run stopped at any point and resumed equals the unbroken run bit for bit (CPU, same threads).
+
+A checkpoint is a folder that stock transformers or PEFT loads, with two more files: `trainer.pt` (optimiser, constraints
+with their optimisers, random states, watches) and `state.json` (step, threads, recipe fingerprint). It is written under
+another name, flushed, and renamed: it exists whole or not at all.
+"""
+
+import json
+import os
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from unbraid.errors import CheckpointError
+from unbraid.policy import Policy
+
+
+class CheckpointConfig(BaseModel):
+    """When checkpoints are written and how many stay."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    every: int = Field(20, ge=1)
+    """Steps between checkpoints; the last step always writes one."""
+    keep: int = Field(2, ge=1)
+    """Most recent ones kept; the best by validation stays besides."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint on disk. `step` is the number of iterations done."""
+
+    path: Path
+    step: int
+
+    @property
+    def info(self) -> dict[str, Any]:
+        return json.loads((self.path / "state.json").read_text())
+
+
+class CheckpointStore:
+    """The checkpoints of one run, under `directory`.
+
+    Args:
+        fingerprint: identifies what the run is made of; a checkpoint with another one is refused.
+    """
+
+    def __init__(self, directory: Path, config: CheckpointConfig, fingerprint: str):
+        self.directory = directory
+        self.config = config
+        self.fingerprint = fingerprint
+
+    def all(self) -> list[Checkpoint]:
+        """Complete checkpoints, oldest first."""
+        found = [Checkpoint(p.parent, int(p.parent.name[5:])) for p in self.directory.glob("step-*/state.json")]
+        return sorted(found, key=lambda c: c.step)
+
+    def latest(self) -> Checkpoint | None:
+        return (self.all() or [None])[-1]
+
+    def save(self, step: int, policy: Policy, state: dict[str, Any], best_step: int | None) -> Checkpoint:
+        """Write the checkpoint after `step` iterations, then drop those that are no longer kept."""
+        target = self.directory / f"step-{step:06d}"
+        partial = self.directory / f".writing-{step:06d}"
+        for stale in (partial, target):
+            shutil.rmtree(stale, ignore_errors=True)
+        partial.mkdir(parents=True)
+        policy.save(partial)
+        torch.save({**state, "random": random_state()}, partial / "trainer.pt")
+        info = {"step": step, "threads": torch.get_num_threads(), "fingerprint": self.fingerprint}
+        (partial / "state.json").write_text(json.dumps(info))
+        _flush(partial)
+        partial.rename(target)
+        _flush(self.directory)
+        keep = {c.step for c in self.all()[-self.config.keep :]} | {best_step}
+        for checkpoint in self.all():
+            if checkpoint.step not in keep:
+                shutil.rmtree(checkpoint.path)
+        return Checkpoint(target, step)
+
+    def restore(self, checkpoint: Checkpoint, policy: Policy) -> dict[str, Any]:
+        """Load weights and random states; returns what `save` was given as `state`.
+
+        Raises:
+            CheckpointError: the checkpoint belongs to another recipe, or cannot be read.
+        """
+        info = checkpoint.info
+        if info["fingerprint"] != self.fingerprint:
+            raise CheckpointError(
+                f"{checkpoint.path} was written with another recipe: resume with the recipe.yaml of that run, or choose "
+                "another run directory"
+            )
+        try:
+            policy.load_weights(checkpoint.path)
+            state = torch.load(checkpoint.path / "trainer.pt", weights_only=False)
+        except (OSError, RuntimeError, EOFError) as error:
+            raise CheckpointError(
+                f"{checkpoint.path} cannot be read ({str(error).splitlines()[0]}): delete this folder and resume again"
+            ) from error
+        torch.set_num_threads(info["threads"])
+        restore_random_state(state.pop("random"))
+        return state
+
+
+def random_state() -> dict[str, Any]:
+    """States of the global generators. Sampling and data order do not use them; user code may."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": np.random.get_state(), "python": random.getstate()}
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    np.random.set_state(state["numpy"])
+    random.setstate(state["python"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _flush(folder: Path) -> None:
+    """Make a folder and the files in it durable before anything refers to them."""
+    for path in [*folder.iterdir(), folder]:
+        if path.is_file() or path == folder:
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)

@@ -1,0 +1,267 @@
+"""One GRPO update: a batch of scored trajectories in, optimiser steps and what to log out.
+
+Departures from textbook GRPO, all of them switchable: entropy constraints act beside the policy term, advantages may be
+scaled by the batch instead of the group, and samples that can move nothing are left out of the forward pass.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from unbraid.chat.types import Mode
+from unbraid.learn.advantages import Scale, group_advantages
+from unbraid.learn.batch import TokenBatch, collate
+from unbraid.learn.constraint import Constraint
+from unbraid.learn.objective import Averaging, kl_terms, policy_terms, score_tokens, token_weights
+from unbraid.policy import Policy
+from unbraid.rollout.trajectory import Trajectory
+
+
+class LearnConfig(BaseModel):
+    """The RL step. Unpublished for AutoTool unless marked; defaults are what the lab supports."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(100, ge=1)
+    """Rollout-and-update iterations."""
+    lr: float = Field(1e-6, gt=0)
+    """Peak learning rate of AdamW (peers' value for full fine-tuning of 7B models)."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes after the warm-up: held, or down to 0."""
+    lr_warmup: int = Field(0, ge=0)
+    """Steps over which the learning rate rises from 0."""
+    weight_decay: float = Field(0.0, ge=0)
+    grad_clip: float = Field(1.0, gt=0)
+    """Largest gradient norm."""
+    advantage_scale: Scale = "batch"
+    """`group` is GRPO (and the paper); `batch` keeps what is at stake in a prompt, see docs/concepts.md."""
+    clip_low: float = Field(0.2, gt=0)
+    clip_high: float = Field(0.2, gt=0)
+    """PPO clip: ratios beyond [1 − low, 1 + high] get no gradient."""
+    averaging: Averaging = "sample"
+    """Mean over each response and then over samples (paper), or over all tokens."""
+    kl: float = Field(0.0, ge=0)
+    """Coefficient of KL to the start of training (k3). The paper quotes none."""
+    epochs: int = Field(1, ge=1)
+    """Passes over each batch of trajectories."""
+    minibatches: int = Field(1, ge=1)
+    """Optimiser steps per pass."""
+    micro_batch: int = Field(16, ge=1)
+    """Samples per forward pass: memory only, never the result."""
+    skip_dead: bool = True
+    """Leave samples without advantage out of the forward pass when no entropy or KL term needs them."""
+
+    probe_every: int = Field(0, ge=0)
+    """Steps between forced-mode probes of what thinking is worth; 0 = never. Costs two responses per prompt."""
+    stop_on_collapse: bool = False
+    """End the run when one mode has vanished for good."""
+
+
+@dataclass
+class Update:
+    """What an update did: metrics to log, and the reason if there was nothing to learn from."""
+
+    metrics: dict[str, float]
+    nothing: str = ""
+
+
+def learning_rate(config: LearnConfig, step: int) -> float:
+    """Learning rate of iteration `step` (from 0): a function of the step alone, so resuming needs no state."""
+    if step < config.lr_warmup:
+        return config.lr * (step + 1) / (config.lr_warmup + 1)
+    left = 1 - (step - config.lr_warmup) / max(1, config.steps - config.lr_warmup)
+    if config.schedule == "linear":
+        return config.lr * left
+    return config.lr * (0.5 - 0.5 * math.cos(math.pi * left)) if config.schedule == "cosine" else config.lr
+
+
+def make_optimiser(policy: Policy, config: LearnConfig) -> torch.optim.Optimizer:
+    """AdamW over everything trainable; the learning rate is set at each update."""
+    parameters = [p for _, p in policy.trainable()]
+    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def update(
+    policy: Policy,
+    trajectories: Sequence[Trajectory],
+    groups: np.ndarray,
+    optimiser: torch.optim.Optimizer,
+    constraints: Sequence[Constraint],
+    config: LearnConfig,
+    *,
+    step: int,
+    temperature: float,
+) -> Update:
+    """Learn from one batch.
+
+    Args:
+        groups: (N,) int, which prompt each trajectory answers.
+        step: iteration number from 0; orders the minibatches and places schedules.
+        temperature: that of sampling: the policy that is trained is the one that was sampled.
+    """
+    rewards = np.array([t.reward for t in trajectories])
+    advantages = group_advantages(rewards, groups, config.advantage_scale)
+    reference = _reference_logprobs(policy, trajectories, config, temperature) if config.kl else None
+    for setting in optimiser.param_groups:
+        setting["lr"] = learning_rate(config, step)
+    sums: dict[str, float] = {"loss": 0.0, "grad_norm": 0.0, "clip_share": 0.0, "kl": 0.0}
+    logged: dict[str, float] = {}
+    rounds = _minibatches(groups, config, step)
+    for turn, rows in enumerate(rounds):
+        part = {k: v / len(rounds) for k, v in _optimiser_step(
+            policy, trajectories, advantages, reference, rows, optimiser, constraints, config, temperature
+        ).items()}
+        sums = {k: sums[k] + part[k] for k in sums}
+        for constraint in constraints:
+            logged.update(constraint.update(progress=(step + (turn + 1) / len(rounds)) / config.steps))
+    dead = [g for g in np.unique(groups) if not advantages[groups == g].any()]
+    metrics = {**sums, "lr": learning_rate(config, step), "dead_groups": len(dead) / len(np.unique(groups)), **logged}
+    if not config.kl:
+        del metrics["kl"]
+    return Update(metrics, _why_nothing(rewards, advantages, constraints, config))
+
+
+def _optimiser_step(
+    policy: Policy,
+    trajectories: Sequence[Trajectory],
+    advantages: np.ndarray,
+    reference: list[np.ndarray] | None,
+    rows: np.ndarray,
+    optimiser: torch.optim.Optimizer,
+    constraints: Sequence[Constraint],
+    config: LearnConfig,
+    temperature: float,
+) -> dict[str, float]:
+    """Gradients over all micro-batches of one minibatch, then one step."""
+    modes, model = policy.format.modes, policy.model
+    samples, tokens = len(rows), float(sum(trajectories[i].sampled.sum() for i in rows))
+    kept = {i: t for i in rows if (t := _needed(trajectories[i], advantages[i], constraints, config, modes.position))}
+    # Short with short: less padding. Ties by index, so that the order is a function of the batch alone.
+    order = sorted(kept, key=lambda i: (len(kept[i].ids), i))
+    sums = {"loss": 0.0, "grad_norm": 0.0, "clip_share": 0.0, "kl": 0.0}
+    model.train()
+    optimiser.zero_grad(set_to_none=True)
+    for first in range(0, len(order), config.micro_batch):
+        part = order[first : first + config.micro_batch]
+        batch = collate(
+            [kept[i] for i in part],
+            advantages[part],
+            modes.position,
+            [reference[i][: len(kept[i].ids)] for i in part] if reference else None,
+        ).to(policy.device)
+        loss = micro_batch_loss(policy, batch, constraints, config, temperature, samples, tokens, sums)
+        loss.backward()
+    if order:
+        parameters = [p for _, p in policy.trainable()]
+        sums["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip))
+        optimiser.step()
+    return sums
+
+
+def micro_batch_loss(
+    policy: Policy,
+    batch: TokenBatch,
+    constraints: Sequence[Constraint],
+    config: LearnConfig,
+    temperature: float,
+    samples: float,
+    tokens: float,
+    sums: dict[str, float],
+) -> torch.Tensor:
+    """This micro-batch's share of the loss: policy term + KL − entropy bonuses; adds what to log to `sums`.
+
+    Args:
+        samples, tokens: totals of the whole minibatch, so that shares add up however it is split.
+    """
+    scores = score_tokens(policy.model, batch, temperature, policy.format.modes.choice_ids)
+    weights = token_weights(batch, config.averaging, samples, tokens)
+    terms, clipped = policy_terms(
+        scores.logprobs, batch.old_logprobs, batch.advantages, config.clip_low, config.clip_high
+    )
+    loss = (terms * weights).sum()
+    if config.kl:
+        divergence = (kl_terms(scores.logprobs, batch.reference_logprobs) * weights).sum()
+        sums["kl"] += float(divergence.detach())
+        loss = loss + config.kl * divergence
+    for constraint in constraints:
+        loss = loss - constraint.bonus(batch, scores, samples)
+    sums["loss"] += float(loss.detach())
+    sums["clip_share"] += float((clipped & batch.sampled).sum()) / max(tokens, 1)
+    return loss
+
+
+def _minibatches(groups: np.ndarray, config: LearnConfig, step: int) -> list[np.ndarray]:
+    """Row indices of every optimiser step, whole groups together, in an order keyed by the step."""
+    names, rounds = np.unique(groups), []
+    for epoch in range(config.epochs):
+        shuffled = np.random.default_rng((step, epoch)).permutation(names) if config.minibatches > 1 else names
+        for part in np.array_split(shuffled, min(config.minibatches, len(names))):
+            rounds.append(np.flatnonzero(np.isin(groups, part)))
+    return rounds
+
+
+def _needed(
+    trajectory: Trajectory,
+    advantage: float,
+    constraints: Sequence[Constraint],
+    config: LearnConfig,
+    choice_position: int,
+) -> Trajectory | None:
+    """As much of a trajectory as can move anything: all of it, up to the choice of mode, or nothing."""
+    active = [c for c in constraints if not c.is_idle()]
+    whole = advantage != 0 or config.kl or any(c.config.measure == "response" for c in active)
+    if whole or not config.skip_dead:
+        return trajectory
+    end = trajectory.prompt_length + choice_position + 1
+    if active and end <= len(trajectory.ids):
+        return replace(
+            trajectory,
+            ids=trajectory.ids[:end],
+            roles=trajectory.roles[:end],
+            sampled=trajectory.sampled[:end],
+            logprobs=trajectory.logprobs[:end],
+            entropies=trajectory.entropies[:end],
+        )
+    return None
+
+
+@torch.no_grad()
+def _reference_logprobs(
+    policy: Policy, trajectories: Sequence[Trajectory], config: LearnConfig, temperature: float
+) -> list[np.ndarray]:
+    """Log-probs of every trajectory under the reference, each (T,) float32."""
+    found: list[np.ndarray] = []
+    with policy.reference() as model:
+        for first in range(0, len(trajectories), config.micro_batch):
+            part = trajectories[first : first + config.micro_batch]
+            batch = collate(part, np.zeros(len(part)), policy.format.modes.position).to(policy.device)
+            scores = score_tokens(model, batch, temperature, policy.format.modes.choice_ids)
+            for row, t in enumerate(part):
+                found.append(np.concatenate([[0.0], scores.logprobs[row, : len(t.ids) - 1].float().cpu().numpy()]))
+    return found
+
+
+def _why_nothing(
+    rewards: np.ndarray, advantages: np.ndarray, constraints: Sequence[Constraint], config: LearnConfig
+) -> str:
+    """Why the loss is exactly zero, or "" when it is not."""
+    if advantages.any() or config.kl or not all(c.is_idle() for c in constraints):
+        return ""
+    best, worst = float(rewards.max()), float(rewards.min())
+    detail = f"every reward is {best:g}" if best == worst else f"rewards lie in [{worst:g}, {best:g}]"
+    return (
+        f"the loss is exactly 0: within every group all rewards are equal ({detail}), so no sample has an advantage; "
+        "give the step tasks of other difficulty, more samples per prompt, or a higher temperature"
+    )
+
+
+def mode_flags(trajectories: Sequence[Trajectory]) -> tuple[np.ndarray, np.ndarray]:
+    """(think, valid), each (N,) bool: what `mode_votes` needs. Forced modes do not vote."""
+    think = np.array([t.mode is Mode.THINK for t in trajectories])
+    valid = np.array([t.mode is not Mode.NONE and t.forced is Mode.AUTO for t in trajectories])
+    return think, valid

@@ -1,0 +1,94 @@
+"""The objective, as pure functions of tensors: scores of a batch, the clipped policy term, the KL term."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from unbraid.learn.batch import TokenBatch
+
+Averaging = Literal["sample", "token"]
+
+
+@dataclass
+class Scores:
+    """What the current policy says of a batch; all with gradient, nats, zero where the target was not sampled.
+
+    logprobs, entropy: (B, L). choice_entropy: (B, L), the two-way entropy of {think, no_think} at the free mode choice.
+    choice_outside: (B, L), probability mass on any other id there (no gradient).
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+    choice_entropy: Tensor
+    choice_outside: Tensor
+
+
+def score_tokens(model: Any, batch: TokenBatch, temperature: float, choice_ids: tuple[int, int]) -> Scores:
+    """Run the model on a batch and score its sampled targets under softmax(logits / temperature).
+
+    Logits are made for the columns that have a sampled target only; softmax runs in float32 (or wider).
+    """
+    columns = batch.sampled.any(0).nonzero()[:, 0]
+    first = int(columns[0]) if len(columns) else batch.sampled.shape[1] - 1
+    length = batch.ids.shape[1]
+    out = model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False, logits_to_keep=length - first)
+    where = batch.sampled[:, first:]
+    logits = out.logits[:, :-1][where]
+    logp = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=-1)
+    chosen = logp.gather(-1, batch.ids[:, first + 1 :][where][:, None])[:, 0]
+    # A token whose probability underflows to 0 has log-prob −inf; its share of the entropy is 0, not NaN.
+    entropy = -(logp.exp() * logp.clamp(min=-1e4)).sum(-1)
+    at_choice = batch.choice[:, first:][where]
+    pair = logp[at_choice][:, list(choice_ids)]
+    two_way = torch.log_softmax(pair, dim=-1)
+    outside = 1 - pair.detach().exp().sum(-1)
+
+    def spread(values: Tensor, mask: Tensor) -> Tensor:
+        full = torch.zeros(batch.sampled.shape, dtype=values.dtype, device=values.device)
+        return full.masked_scatter(mask, values)
+
+    return Scores(
+        logprobs=spread(chosen, batch.sampled),
+        entropy=spread(entropy, batch.sampled),
+        choice_entropy=spread(-(two_way.exp() * two_way).sum(-1), batch.choice),
+        choice_outside=spread(outside, batch.choice),
+    )
+
+
+def policy_terms(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+) -> tuple[Tensor, Tensor]:
+    """−min(ρ A, clip(ρ, 1 − low, 1 + high) A) per token, and where the clip binds (bool).
+
+    Args:
+        logprobs, old_logprobs: (B, L). advantages: (B,).
+
+    Source: PPO's clipped surrogate, token-level ratio (GRPO); the paper writes ρ per sample i without saying how it is
+    formed.
+    """
+    ratio = torch.exp(logprobs - old_logprobs)
+    a = advantages[:, None].to(ratio.dtype)
+    plain, clipped = ratio * a, ratio.clamp(1 - clip_low, 1 + clip_high) * a
+    return -torch.minimum(plain, clipped), clipped < plain
+
+
+def kl_terms(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """The k3 estimator of KL(policy ‖ reference) per token: exp(d) − d − 1 with d = reference − policy, (B, L)."""
+    delta = reference_logprobs - logprobs
+    return torch.exp(delta) - delta - 1
+
+
+def token_weights(batch: TokenBatch, averaging: Averaging, samples: float, tokens: float) -> Tensor:
+    """Weight of each target, (B, L): they sum to 1 over the whole batch, however it is split into micro-batches.
+
+    Args:
+        averaging: `sample` = mean over a response, then over samples (GRPO; "sample-level policy loss" of the
+            paper); `token` = mean over all tokens (DAPO).
+        samples, tokens: totals of the whole batch, over all micro-batches and ranks.
+    """
+    mask = batch.sampled.to(torch.float64)
+    if averaging == "token":
+        return mask / tokens
+    return mask / (batch.tokens[:, None].clamp(min=1) * samples)

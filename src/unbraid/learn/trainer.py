@@ -1,0 +1,206 @@
+"""The RL loop, top to bottom: sample, score, learn, log, validate, save."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from unbraid.chat.types import Mode
+from unbraid.errors import CollapseError
+from unbraid.learn.advantages import mode_votes
+from unbraid.learn.checkpoint import CheckpointStore
+from unbraid.learn.collapse import CollapseWatch
+from unbraid.learn.constraint import Constraint
+from unbraid.learn.grpo import LearnConfig, make_optimiser, mode_flags, update
+from unbraid.learn.log import RunLog
+from unbraid.learn.metrics import rollout_metrics
+from unbraid.learn.stream import TaskStream
+from unbraid.policy import Policy
+from unbraid.rollout.config import RolloutConfig
+from unbraid.rollout.local import Request
+from unbraid.rollout.scoring import score_trajectories
+from unbraid.rollout.trajectory import Trajectory
+from unbraid.tasks.reward import RewardFunction
+from unbraid.tasks.task import Task
+
+
+class Sampler(Protocol):
+    """Whatever draws trajectories: the local sampler, or a server."""
+
+    def sample(
+        self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int, seed: object = 0
+    ) -> list[Trajectory]: ...
+
+
+@dataclass
+class Training:
+    """Everything one run is made of. `run()` starts it, or goes on where the latest checkpoint stands.
+
+    validate: called with the number of steps done; returns the validation accuracy and what to log.
+    """
+
+    policy: Policy
+    sampler: Sampler
+    tasks: Sequence[Task]
+    reward: RewardFunction
+    rollout: RolloutConfig
+    learn: LearnConfig
+    constraints: Sequence[Constraint]
+    store: CheckpointStore
+    run_dir: Path
+    seed: int = 0
+    validate: Callable[[int], tuple[float, dict[str, float]]] | None = None
+    validate_every: int = 0
+    on_step: Callable[[int, dict[str, Any]], None] = lambda step, metrics: None
+    keep_rollouts: bool = True
+    watch: CollapseWatch = field(default_factory=CollapseWatch)
+
+    def run(self) -> int:
+        """Train to the last step; returns the step whose validation accuracy was best (the last one without any).
+
+        Raises:
+            CollapseError: a mode vanished and the recipe asks to stop then. Everything up to there is saved.
+        """
+        if self.learn.kl:
+            self.policy.freeze_reference()
+        optimiser = make_optimiser(self.policy, self.learn)
+        stream = TaskStream(self.tasks, self.seed)
+        best: dict[str, float] = {"accuracy": -1.0, "step": 0}
+        checkpoint, done = self.store.latest(), 0
+        if checkpoint:
+            saved = self.store.restore(checkpoint, self.policy)
+            done, best = checkpoint.step, saved["best"]
+            optimiser.load_state_dict(saved["optimiser"])
+            self.watch.load_state_dict(saved["watch"])
+            for constraint, state in zip(self.constraints, saved["constraints"], strict=True):
+                constraint.load_state_dict(state)
+        # Without a checkpoint every earlier line of the log is of steps that are about to be taken again.
+        with RunLog(self.run_dir, resume_step=done if checkpoint or (self.run_dir / "metrics.jsonl").exists() else None) as log:
+            for step in range(done, self.learn.steps):
+                metrics = self._step(step, stream, optimiser, log)
+                self._validate(step + 1, best, metrics)
+                log.step(step + 1, metrics)
+                self.on_step(step + 1, metrics)
+                stop = self.learn.stop_on_collapse and self.watch.collapsed
+                if stop or (step + 1) % self.store.config.every == 0 or step + 1 == self.learn.steps:
+                    self.store.save(step + 1, self.policy, self._state(optimiser, best), int(best["step"]) or None)
+                if stop:
+                    raise CollapseError(
+                        f"stopped after step {step + 1}: one mode has vanished (learn.stop_on_collapse); change the "
+                        f"constraints or learn.advantage_scale and start again; the run so far is in {self.run_dir}"
+                    )
+        return int(best["step"]) or self.learn.steps
+
+    def _step(self, step: int, stream: TaskStream, optimiser: torch.optim.Optimizer, log: RunLog) -> dict[str, Any]:
+        clock = StageClock()
+        tasks = stream.batch(step, self.rollout.prompts)
+        with clock("rollout"):
+            trajectories = self._sample(tasks, [Mode.AUTO] * self.rollout.samples, ("train", step))
+        with clock("score"):
+            score_trajectories(trajectories, {t.id: t for t in tasks}, self.policy.format, self.reward)
+        groups = np.repeat(np.arange(len(tasks)), self.rollout.samples)
+        with clock("learn"):
+            result = update(
+                self.policy,
+                trajectories,
+                groups,
+                optimiser,
+                self.constraints,
+                self.learn,
+                step=step,
+                temperature=self.rollout.temperature,
+            )
+        metrics = rollout_metrics(trajectories) | result.metrics
+        if result.nothing:
+            log.note(result.nothing, step + 1)
+        self._watch_modes(step + 1, trajectories, groups, metrics, log)
+        if self.learn.probe_every and (step + 1) % self.learn.probe_every == 0:
+            with clock("probe"):
+                metrics |= self._probe(tasks, step)
+        if self.keep_rollouts:
+            log.rollouts(step + 1, trajectories)
+        sampled = sum(int(t.sampled.sum()) for t in trajectories)
+        return metrics | clock.metrics({"rollout": sampled, "learn": sampled})
+
+    def _sample(self, tasks: Sequence[Task], modes: Sequence[Mode], stream: tuple[str, int]) -> list[Trajectory]:
+        """Responses in task order, one per entry of `modes` for each task."""
+        format = self.policy.format
+        prompts = [tuple(format.prompt_ids(task.messages, task.tools)) for task in tasks]
+        requests = [
+            Request(task, prompt, sample, mode)
+            for task, prompt in zip(tasks, prompts, strict=True)
+            for sample, mode in enumerate(modes)
+        ]
+        return self.sampler.sample(
+            requests,
+            temperature=self.rollout.temperature,
+            max_new_tokens=self.rollout.max_new_tokens,
+            seed=(self.seed, *stream),
+        )
+
+    def _watch_modes(
+        self, step: int, trajectories: list[Trajectory], groups: np.ndarray, metrics: dict[str, Any], log: RunLog
+    ) -> None:
+        """Log the predicted vote, and warn before a collapse."""
+        think, valid = mode_flags(trajectories)
+        rewards = np.array([t.reward for t in trajectories])
+        votes = mode_votes(rewards, groups, think, valid)
+        metrics |= {f"vote/{scale}": vote for scale, (vote, _) in votes.items()}
+        shares = [float(think[(groups == g) & valid].mean()) for g in np.unique(groups) if (valid & (groups == g)).any()]
+        for message in self.watch.see(*votes[self.learn.advantage_scale], shares, self.rollout.samples):
+            log.note(message, step, level="warning")
+
+    def _probe(self, tasks: Sequence[Task], step: int) -> dict[str, float]:
+        """What thinking is worth now: this step's tasks answered once in each forced mode (costs tokens, moves nothing)."""
+        trajectories = self._sample(tasks, [Mode.NO_THINK, Mode.THINK], ("probe", step))
+        score_trajectories(trajectories, {t.id: t for t in tasks}, self.policy.format, self.reward)
+        direct, thought = trajectories[0::2], trajectories[1::2]
+        return {
+            "probe/accuracy_gain": float(np.mean([t.correct for t in thought]) - np.mean([d.correct for d in direct])),
+            "probe/reward_gain": float(np.mean([t.reward for t in thought]) - np.mean([d.reward for d in direct])),
+            "probe/tokens": float(sum(t.response_tokens for t in trajectories)),
+        }
+
+    def _validate(self, done: int, best: dict[str, float], metrics: dict[str, Any]) -> None:
+        due = self.validate_every and (done % self.validate_every == 0 or done == self.learn.steps)
+        if not (due and self.validate):
+            return
+        clock = StageClock()
+        with clock("validate"):
+            accuracy, found = self.validate(done)
+        metrics |= found | clock.metrics({})
+        if accuracy > best["accuracy"]:
+            best |= {"accuracy": accuracy, "step": done}
+
+    def _state(self, optimiser: torch.optim.Optimizer, best: dict[str, float]) -> dict[str, Any]:
+        return {
+            "optimiser": optimiser.state_dict(),
+            "constraints": [c.state_dict() for c in self.constraints],
+            "watch": self.watch.state_dict(),
+            "best": dict(best),
+        }
+
+
+class StageClock:
+    """Seconds per stage of one step."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def metrics(self, tokens: dict[str, int]) -> dict[str, float]:
+        """`seconds/<stage>`, and `tokens_per_s/<stage>` for the stages that `tokens` counts."""
+        rates = {f"tokens_per_s/{k}": n / max(self.seconds[k], 1e-9) for k, n in tokens.items() if k in self.seconds}
+        return {f"seconds/{k}": v for k, v in self.seconds.items()} | rates

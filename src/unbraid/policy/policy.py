@@ -1,0 +1,156 @@
+"""Loading a policy, switching its adapter off for the reference, and saving it in stock formats."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from unbraid.chat.format import ChatConfig, ChatFormat
+from unbraid.errors import ModelError
+
+
+class AdapterConfig(BaseModel):
+    """One LoRA adapter over a frozen base."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(8, ge=1)
+    """Rank r of the adapter."""
+    alpha: float = Field(16.0, gt=0)
+    """Scale: the update is alpha / rank · B·A."""
+    targets: str | list[str] = "all-linear"
+    """Modules to adapt, as PEFT takes them."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Must stay 0 for RL: with dropout the trainer's log-probs would differ from the sampler's."""
+
+
+class ModelConfig(BaseModel):
+    """Which model to train, and how it is held."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    path: str
+    """A Hugging Face folder or a hub name."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Type of the weights. Full fine-tuning below float32 loses small updates; an adapter stays float32."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, …; `auto` takes the first GPU if there is one."""
+    adapter: AdapterConfig | None = None
+    """None trains every weight."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    attention: str = "sdpa"
+    """Attention implementation of transformers: sdpa, eager, flash_attention_2, …"""
+
+
+@dataclass
+class Policy:
+    """A model with everything that belongs to it. `model` is a PEFT model if there is an adapter."""
+
+    model: Any
+    tokenizer: Any
+    format: ChatFormat
+    device: torch.device
+    has_adapter: bool = False
+    _frozen: nn.Module | None = field(default=None, repr=False)
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """(name, parameter) of everything that is trained, in a fixed order."""
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+    def parameter_count(self) -> int:
+        """All parameters, tied ones once; what ACU divides by."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def freeze_reference(self) -> None:
+        """Remember the weights of now as the reference of the KL term (a no-op with an adapter: its base is it)."""
+        if not self.has_adapter and self._frozen is None:
+            self._frozen = copy.deepcopy(self.model).eval().requires_grad_(False)
+
+    @contextmanager
+    def reference(self) -> Iterator[Any]:
+        """The reference model: the base without its adapter, or the copy that `freeze_reference` made."""
+        if self.has_adapter:
+            with self.model.disable_adapter():
+                yield self.model
+        elif self._frozen is not None:
+            yield self._frozen
+        else:
+            raise ModelError("the policy has no reference model: call freeze_reference() before the first update")
+
+    def save(self, path: str | Path) -> None:
+        """Write a folder that stock transformers (or PEFT, for an adapter) loads, tokenizer and template included."""
+        self.model.save_pretrained(path)
+        self.format.save(path)
+
+    @torch.no_grad()
+    def load_weights(self, path: str | Path) -> None:
+        """Take over the weights that `save` wrote, exactly: the adapter's, or all of them."""
+        if self.has_adapter:
+            import peft
+
+            weights = peft.load_peft_weights(str(path), device=str(self.device))
+            peft.set_peft_model_state_dict(self.model, weights)
+            return
+        # Through from_pretrained, which knows shards, tied weights and renamed keys.
+        saved = type(self.model).from_pretrained(path, dtype=self.model.dtype).state_dict()
+        for name, value in self.model.state_dict().items():
+            value.copy_(saved[name])
+
+
+def load_policy(config: ModelConfig, chat: ChatConfig) -> Policy:
+    """Load model, tokenizer and chat format; wrap the model in an adapter if the recipe asks for one.
+
+    Raises:
+        ModelError: the folder or hub name cannot be loaded, or an adapter uses dropout.
+    """
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    device = _device(config.device)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(config.path)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            config.path, dtype=getattr(torch, config.dtype), attn_implementation=config.attention
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"model.path '{config.path}' cannot be loaded: {reason} | give a folder with config.json, weights and "
+            "tokenizer, or a hub name that this machine can reach"
+        ) from error
+    format = ChatFormat.build(tokenizer, chat)
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        model.resize_token_embeddings(len(tokenizer))
+    if config.adapter:
+        model = add_adapter(model, config.adapter)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    return Policy(model.to(device), tokenizer, format, device, has_adapter=config.adapter is not None)
+
+
+def add_adapter(model: Any, config: AdapterConfig) -> Any:
+    """Wrap `model` in one trainable LoRA adapter held in float32 over the frozen base."""
+    import peft
+
+    if config.dropout:
+        raise ModelError(f"model.adapter.dropout is {config.dropout}: set 0, or sampler and trainer disagree")
+    lora = peft.LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=config.targets, lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
+    return peft.get_peft_model(model, lora, autocast_adapter_dtype=True)
+
+
+def _device(name: str) -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

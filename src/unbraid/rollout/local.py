@@ -1,0 +1,211 @@
+"""The local sampler: batched decoding with a KV cache on the policy's own weights.
+
+Each prompt is prefilled once for all its samples, finished rows leave the batch, and every drawn token depends only
+on (seed, task, sample, position) and the model: neither the order nor the company of requests matters.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import DynamicCache
+
+from unbraid.chat.types import Mode
+from unbraid.policy import Policy
+from unbraid.rollout.randomness import stream_key, uniforms
+from unbraid.rollout.trajectory import Finish, Trajectory
+from unbraid.tasks.task import Task
+from unbraid.tokens import Provenance
+
+KEEP_SHARE = 0.75
+"""Choice: finished rows are dropped from the cache once live ones fall to this share; copying more often costs more."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One response to draw. `mode` AUTO lets the model choose; another is forced as a response prefix."""
+
+    task: Task
+    prompt_ids: tuple[int, ...]
+    sample: int = 0
+    mode: Mode = Mode.AUTO
+
+
+class LocalSampler:
+    """Draws trajectories from a policy on its own device.
+
+    Args:
+        policy: sampled as it is at each call: after an optimiser step there is nothing to sync.
+        max_batch: most rows decoded together.
+    """
+
+    def __init__(self, policy: Policy, max_batch: int = 512):
+        self.policy = policy
+        self.max_batch = max_batch
+
+    @torch.inference_mode()
+    def sample(
+        self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int, seed: object = 0
+    ) -> list[Trajectory]:
+        """One trajectory per request, in order.
+
+        Args:
+            temperature: 0 is greedy. Recorded log-probs and entropies are of the distribution drawn from (greedy: T = 1).
+            max_new_tokens: response budget in tokens, forced prefix and stop token included.
+            seed: anything printable; with (task id, sample) it keys the random stream of a row.
+        """
+        model = self.policy.model
+        was_training = model.training
+        model.eval()
+        # Rows that share a prompt stay together, long prompts with long ones: less padding.
+        order = sorted(range(len(requests)), key=lambda i: (-len(requests[i].prompt_ids), requests[i].prompt_ids))
+        done: dict[int, Trajectory] = {}
+        for first in range(0, len(order), self.max_batch):
+            rows = order[first : first + self.max_batch]
+            batch = _Decoding(self.policy, [requests[i] for i in rows], temperature, max_new_tokens, seed)
+            done.update(zip(rows, batch.run(), strict=True))
+        model.train(was_training)
+        return [done[i] for i in range(len(requests))]
+
+
+class _Decoding:
+    """One batch on its way from prompts to trajectories. Arrays are indexed by row; `live` lists rows in the cache."""
+
+    def __init__(self, policy: Policy, requests: list[Request], temperature: float, budget: int, seed: object):
+        self.policy, self.requests, self.temperature, self.budget = policy, requests, temperature, budget
+        rows = len(requests)
+        modes = policy.format.modes
+        self.choice_at, self.choice_ids = modes.position, list(modes.choice_ids)
+        self.stop_ids = np.array(policy.format.stop_ids)
+        self.keys = np.array([stream_key(seed, r.task.id, r.sample) for r in requests], dtype=np.uint64)
+        # forced[row, t] is the id that a forced mode puts at response position t, or -1 where the model draws.
+        prefixes = [modes.of(r.mode) for r in requests]
+        self.forced = np.full((rows, max((len(p) for p in prefixes), default=0)), -1)
+        for row, prefix in enumerate(prefixes):
+            self.forced[row, : len(prefix)] = prefix
+        self.tokens = np.zeros((rows, budget), dtype=np.int64)
+        self.logprobs = np.zeros((rows, budget), dtype=np.float32)
+        self.entropies = np.full((rows, budget), np.nan, dtype=np.float32)
+        self.lengths = np.full(rows, budget)
+        self.stopped = np.zeros(rows, dtype=bool)
+        self.choice = np.full((rows, 2), np.nan)
+
+    def run(self) -> list[Trajectory]:
+        live = np.arange(len(self.requests))
+        logits, cache, padding = self._prefill()
+        for position in range(self.budget):
+            tokens = self._draw(logits, live, position)
+            ended = np.isin(tokens, self.stop_ids) & ~self._is_forced(live, position) & ~self.stopped[live]
+            self.stopped[live[ended]] = True
+            self.lengths[live[ended]] = position + 1
+            if self.stopped.all() or position + 1 == self.budget:
+                break
+            keep = ~self.stopped[live]
+            if keep.sum() <= KEEP_SHARE * len(live):
+                rows = torch.from_numpy(np.flatnonzero(keep)).to(self.policy.device)
+                cache.batch_select_indices(rows)
+                live, tokens = live[keep], tokens[keep]
+                padding = None if padding is None else padding[rows]
+            logits = self._step(tokens, cache, padding)
+        return [self._trajectory(row) for row in range(len(self.requests))]
+
+    def _prefill(self) -> tuple[torch.Tensor, Any, torch.Tensor | None]:
+        """Run each distinct prompt once; returns next-token logits (rows, V), the cache, and padding per row."""
+        prompts = list(dict.fromkeys(r.prompt_ids for r in self.requests))
+        longest = max(map(len, prompts))
+        ids = torch.zeros((len(prompts), longest), dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        padding = torch.tensor([longest - len(p) for p in prompts])
+        ragged = bool(padding.any())
+        device, cache = self.policy.device, DynamicCache()
+        positions = (torch.arange(longest) - padding[:, None]).clamp(min=0)
+        out = self.policy.model(
+            input_ids=ids.to(device),
+            attention_mask=(torch.arange(longest) >= padding[:, None]).long().to(device) if ragged else None,
+            position_ids=positions.to(device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        index = {prompt: row for row, prompt in enumerate(prompts)}
+        rows = torch.tensor([index[r.prompt_ids] for r in self.requests]).to(device)
+        cache.batch_select_indices(rows)
+        return out.logits[rows, -1], cache, padding.to(device)[rows] if ragged else None
+
+    def _step(self, tokens: NDArray[np.int64], cache: Any, padding: torch.Tensor | None) -> torch.Tensor:
+        """Feed one token per live row; returns next-token logits (live, V)."""
+        device, past = self.policy.device, cache.get_seq_length()
+        if padding is None:
+            mask, positions = None, torch.full((len(tokens), 1), past, device=device)
+        else:
+            mask = (torch.arange(past + 1, device=device) >= padding[:, None]).long()
+            positions = past - padding[:, None]
+        ids = torch.from_numpy(tokens)[:, None].to(device)
+        out = self.policy.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        return out.logits[:, -1]
+
+    def _is_forced(self, live: NDArray, position: int) -> NDArray[np.bool_]:
+        if position >= self.forced.shape[1]:
+            return np.zeros(len(live), dtype=bool)
+        return self.forced[live, position] >= 0
+
+    def _draw(self, logits: torch.Tensor, live: NDArray, position: int) -> NDArray[np.int64]:
+        """Draw (or force) the token of every live row at `position`, and record what the trainer needs of it."""
+        logp = torch.log_softmax(logits.float() / (self.temperature or 1.0), dim=-1)
+        probs = logp.exp()
+        if self.temperature:
+            # Inverse CDF in float64: with a float32 sum rare tokens of a large vocabulary would never be drawn.
+            cdf = probs.double().cumsum(-1)
+            u = torch.from_numpy(uniforms(self.keys[live], position)).to(cdf.device)[:, None]
+            drawn = torch.searchsorted(cdf, u * cdf[:, -1:], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+        else:
+            drawn = logp.argmax(-1)
+        forced = self._is_forced(live, position)
+        if forced.any():
+            prescribed = torch.from_numpy(np.maximum(self.forced[live, position], 0)).to(drawn.device)
+            drawn = torch.where(torch.from_numpy(forced).to(drawn.device), prescribed, drawn)
+        entropy = -(probs * logp.clamp(min=-1e4)).sum(-1)
+        chosen = logp.gather(-1, drawn[:, None])[:, 0]
+        if position == self.choice_at:
+            self.choice[live] = probs[:, self.choice_ids].double().cpu().numpy()
+        tokens = drawn.cpu().numpy()
+        self.tokens[live, position] = tokens
+        self.logprobs[live, position] = np.where(forced, 0.0, chosen.cpu().numpy())
+        self.entropies[live, position] = np.where(forced, np.nan, entropy.cpu().numpy())
+        return tokens
+
+    def _trajectory(self, row: int) -> Trajectory:
+        request, length = self.requests[row], int(self.lengths[row])
+        prompt = np.array(request.prompt_ids, dtype=np.int64)
+        response = self.tokens[row, :length]
+        ids = np.concatenate([prompt, response])
+        provenance = np.full(len(ids), Provenance.MODEL)
+        provenance[: len(prompt)] = Provenance.PROMPT
+        forced = int((self.forced[row] >= 0).sum())
+        sampled = np.arange(len(ids)) >= len(prompt) + forced
+        return Trajectory(
+            task_id=request.task.id,
+            sample=request.sample,
+            ids=ids,
+            prompt_length=len(prompt),
+            roles=self.policy.format.automaton.label(ids, provenance),
+            sampled=sampled,
+            logprobs=_after_prompt(self.logprobs[row, :length], len(prompt), 0.0),
+            entropies=_after_prompt(self.entropies[row, :length], len(prompt), np.nan),
+            choice_probs=(float(self.choice[row, 0]), float(self.choice[row, 1])),
+            mode=self.policy.format.modes.read(response.tolist()) if self.stopped[row] else Mode.NONE,
+            forced=request.mode,
+            finish=Finish.STOP if self.stopped[row] else Finish.LENGTH,
+            level=request.task.level,
+            source=request.task.source,
+        )
+
+
+def _after_prompt(values: NDArray[np.float32], prompt: int, fill: float) -> NDArray[np.float32]:
+    return np.concatenate([np.full(prompt, fill, dtype=np.float32), values])

@@ -1,0 +1,20 @@
+"""Reading tasks from files, data sets and functions, with books in which every row is found again."""
+
+from unbraid.data.read import FORMATS, BadRow, DataConfig, FileCount, Format, ReadResult, read_tasks
+from unbraid.data.row import Example, RowError
+from unbraid.data.select import Fitted, fit_prompts, split_tasks
+
+__all__ = [
+    "FORMATS",
+    "BadRow",
+    "DataConfig",
+    "Example",
+    "FileCount",
+    "Fitted",
+    "Format",
+    "ReadResult",
+    "RowError",
+    "fit_prompts",
+    "read_tasks",
+    "split_tasks",
+]

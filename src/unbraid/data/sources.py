@@ -1,0 +1,166 @@
+"""Where rows come from: files, directories, the Hugging Face hub. Tasks can also come from a function.
+
+Every source gives `FileRow`s: the row, or the reason why there is none. Nothing raises for one bad row.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from unbraid.errors import DataError, MissingExtraError
+from unbraid.tasks.load import load_function
+
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
+_HUB = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")
+_FUNCTION = re.compile(r"(?P<name>(?:[\w.]+|.+\.py):\w+)(?:\?(?P<arguments>.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """Row `row` of `file`, counted from 0. `value` is None where the row could not be decoded; `reason` says why."""
+
+    file: str
+    row: int
+    value: dict[str, Any] | None
+    reason: str = ""
+
+
+def is_function(source: str) -> bool:
+    """Whether `source` names a function ("module:function?key=value") and not a file or a data set."""
+    return not Path(source).exists() and _FUNCTION.fullmatch(source) is not None
+
+
+def call_source(source: str) -> Iterable[Any]:
+    """What the function that `source` names returns. Arguments are `key=value`, values read as YAML scalars.
+
+    Raises:
+        DataError: if it cannot be loaded, does not take these arguments, raises, or returns no iterable.
+    """
+    match = _FUNCTION.fullmatch(source)
+    if match is None:
+        raise DataError(f"{source!r} names no function: write module:function?key=value&key=value")
+    function = load_function(match["name"], DataError, "source")
+    try:
+        pairs = parse_qsl(match["arguments"] or "", keep_blank_values=True, strict_parsing=bool(match["arguments"]))
+        found = function(**{key: yaml.safe_load(value) for key, value in pairs})
+        if not isinstance(found, Iterable):
+            raise TypeError(f"it returned a {type(found).__name__}, not an iterable of Task")
+        yield from found
+    except Exception as problem:
+        raise DataError(
+            f"source {source!r} failed ({type(problem).__name__}: {problem}): check its arguments, or call it in Python"
+        ) from problem
+
+
+def file_rows(source: str, split: str) -> Iterator[FileRow]:
+    """The rows of a file, of every data file below a directory (in sorted order), or of a data set on the hub.
+
+    Raises:
+        DataError: if `source` is nothing of these. MissingExtraError: if it needs `datasets` and that is absent.
+    """
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+        if not files:
+            raise DataError(f"{source}: no {', '.join(SUFFIXES)} file below this directory")
+        for file in files:
+            yield from _rows_of(file, file.relative_to(path).as_posix())
+    elif path.exists():
+        if path.suffix not in SUFFIXES:
+            raise DataError(f"{source}: cannot read {path.suffix or 'this'} files: convert to one of {SUFFIXES}")
+        yield from _rows_of(path, path.name)
+    elif _HUB.fullmatch(source) and path.suffix not in SUFFIXES:
+        yield from _hub_rows(source, split)
+    else:
+        raise DataError(f"{source}: no such file, and no module:function or hub name (owner/name) either")
+
+
+def _rows_of(path: Path, name: str) -> Iterator[FileRow]:
+    try:
+        yield from _parquet_rows(path, name) if path.suffix == ".parquet" else _json_rows(path, name)
+    except (OSError, pa.ArrowException) as problem:
+        first = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        yield FileRow(name, 0, None, f"file cannot be read: {first}")
+
+
+def _json_rows(path: Path, name: str) -> Iterator[FileRow]:
+    """A JSON list, a JSON object that holds one list of rows, or one JSON object a line."""
+    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    if path.suffix == ".json":
+        try:
+            rows = json.loads(data.decode())
+        except (ValueError, RecursionError) as problem:
+            if b"\n" not in data.strip() or not data.lstrip().startswith(b"{"):
+                yield FileRow(name, 0, None, f"file is not JSON: {problem}")
+                return
+        else:
+            yield from (_checked(name, i, row) for i, row in enumerate(_row_list(rows)))
+            return
+    lines = (line for line in data.splitlines() if line.strip())
+    for index, line in enumerate(lines):
+        try:
+            row = json.loads(line.decode())
+        except (ValueError, RecursionError):
+            yield FileRow(name, index, None, "line is not JSON")
+        else:
+            yield _checked(name, index, row)
+
+
+def _row_list(value: Any) -> list[Any]:
+    """The rows in a decoded JSON file: itself if a list, else the one list it holds, else the single row it is."""
+    if isinstance(value, list):
+        return value
+    lists = [v for v in value.values() if isinstance(v, list)] if isinstance(value, dict) else []
+    wraps = len(lists) == 1 and all(isinstance(v, dict) for v in lists[0])
+    known = isinstance(value, dict) and {"conversations", "messages", "prompt"} & set(value)
+    return lists[0] if wraps and not known else [value]
+
+
+def _checked(file: str, index: int, row: Any) -> FileRow:
+    if not isinstance(row, dict):
+        return FileRow(file, index, None, f"row is a {type(row).__name__}, not an object")
+    return FileRow(file, index, row)
+
+
+def _parquet_rows(path: Path, name: str) -> Iterator[FileRow]:
+    index = 0
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=256):
+            for row in batch.to_pylist():
+                yield FileRow(name, index, _without_none(row))
+                index += 1
+
+
+def _hub_rows(source: str, split: str) -> Iterator[FileRow]:
+    try:
+        from datasets import load_dataset
+    except ImportError as problem:
+        raise MissingExtraError(
+            f"{source}: no such file; to read it from the Hugging Face hub run pip install 'unbraid[data]'"
+        ) from problem
+    name, _, configuration = source.partition(":")
+    try:
+        rows = load_dataset(name, configuration or None, split=split)
+    except Exception as problem:
+        first = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        raise DataError(
+            f"{source}: neither a file nor a data set that the hub gives us ({first}): "
+            f"check the name and data.split ({split!r})"
+        ) from problem
+    for index, row in enumerate(rows):
+        yield FileRow(source, index, _without_none(dict(row)))
+
+
+def _without_none(value: Any) -> Any:
+    """Typed columns fill keys that a row lacks with None: take these out again, in particular from arguments."""
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return [_without_none(v) for v in value] if isinstance(value, list) else value

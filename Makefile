@@ -25,19 +25,19 @@ quickstart: setup ## the whole loop on a laptop: train three ways, compare, writ
 	$(BIN)/unbraid quickstart
 
 test: lint ## format, lint, types and all tests but the slow ones
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: setup ## the slow tests only
-	$(BIN)/pytest -m slow
+	$(BIN)/python -m pytest -m slow
 
 lint: setup ## the checks without the tests
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m pyright
 
 format: setup ## put the code in order
-	$(BIN)/ruff format .
-	$(BIN)/ruff check --fix .
+	$(BIN)/python -m ruff format .
+	$(BIN)/python -m ruff check --fix .
 
 clean: ## remove .venv, caches and build products (not your runs)
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
@@ -46,7 +46,7 @@ clean: ## remove .venv, caches and build products (not your runs)
 # A torch that the interpreter has is used in place. Where python3-venv is missing, pip alone is enough.
 .venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "unbraid needs Python 3.11 or newer, $(PYTHON) is not: make setup PYTHON=/path/to/python3.12"; exit 1; }
+	  || { echo "unbraid needs Python 3.11 or newer and $(PYTHON) is not that: make setup PYTHON=/path/to/python3.12"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(PYTHON) -m pip --version >/dev/null 2>&1 \
 	  || { echo "$(PYTHON) can make no virtual environment: apt install python3-venv, then make setup"; exit 1; }
 	@options=; [ -n "$(NAMED_TORCH)" ] || ! $(PYTHON) $(HAS_TORCH) || options=--system-site-packages; \
@@ -55,8 +55,8 @@ clean: ## remove .venv, caches and build products (not your runs)
 
 # Torch comes first and by itself, so that the rest of the installation finds it and leaves it alone.
 $(STAMP): pyproject.toml constraints.txt | .venv/bin/pip
-	@[ -z "$(NAMED_TORCH)" ] && $(BIN)/python $(HAS_TORCH) || $(BIN)/pip install $(TORCH)
-	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+	@[ -z "$(NAMED_TORCH)" ] && $(BIN)/python $(HAS_TORCH) || $(BIN)/python -m pip install $(TORCH)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@
 
 # Naming a build asks for it again, even where nothing else has changed.

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from unbraid.chat.compare import COMPARATORS
+from unbraid.chat.compare import comparator
 from unbraid.chat.types import Call, Mode, Problem, Reading
 from unbraid.errors import RewardError
 from unbraid.tasks.load import load_function
@@ -45,16 +45,10 @@ class RewardConfig(BaseModel):
     smallest step of the answer table (0.5), so no malformed response can climb past a step and the order of
     the table stands; large enough to tell a malformed response from a wrong one in a group that has no right one."""
     compare: str = "same_calls"
-    """When calls count as right: a name in `chat.compare.COMPARATORS`. Choice: order-free exact match."""
+    """When calls count as right: same_calls, ast_match, or `module:function` (`chat.compare.comparator`). Choice:
+    order-free exact match, as in Tool-N1; the paper does not say."""
     function: str = ""
     """Replace the whole reward: `module:function` or `file.py:function`. Empty = the one described here."""
-
-    @field_validator("compare")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in COMPARATORS:
-            raise ValueError(f"unknown comparison {name!r}: choose one of {', '.join(COMPARATORS)}")
-        return name
 
 
 def score(task: Task, reading: Reading, config: RewardConfig) -> Reward:
@@ -65,7 +59,8 @@ def score(task: Task, reading: Reading, config: RewardConfig) -> Reward:
     malformed call be right would pay for calls that no tool server would take.
     """
     well_formed = reading.reason is None and reading.mode is not Mode.NONE
-    correct = well_formed and COMPARATORS[config.compare](reading.calls, task.expected)
+    matches = comparator(config.compare, "reward.compare")
+    correct = well_formed and matches(reading.calls, task.expected, task.tools)
     answer = (config.right if correct else config.wrong)[reading.mode is Mode.THINK]
     parts = {"format": config.format if well_formed else 0.0, "answer": answer}
     return Reward(sum(parts.values()), parts, correct, "right" if correct else _fault(task, reading))
@@ -92,10 +87,12 @@ def reward_function(config: RewardConfig) -> RewardFunction:
     """The reward that a recipe asks for.
 
     Raises:
+        ChatError: if `config.compare` names no comparison.
         RewardError: here if `config.function` cannot be loaded; from the returned function if the user's function
             raises or returns something other than a Reward with finite numbers.
     """
     if not config.function:
+        comparator(config.compare, "reward.compare")  # fails here and not in the middle of a run
         return lambda task, reading: score(task, reading, config)
     theirs = load_function(config.function, RewardError, "reward.function")
 

@@ -3,8 +3,6 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tokenizers import AddedToken
-
 from unbraid.errors import ChatError
 
 if TYPE_CHECKING:
@@ -51,7 +49,10 @@ def add_delimiters(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str], m
         The number of tokens added.
     """
     missing = [text for text in dict.fromkeys(texts) if single_id(tokenizer, text) is None]
-    added = tokenizer.add_tokens([AddedToken(text, normalized=False, special=True) for text in missing], True)
+    from transformers import AddedToken  # here, not above: importing it costs a second that reading text need not pay
+
+    tokens: list[str | AddedToken] = [AddedToken(text, normalized=False, special=True) for text in missing]
+    added = tokenizer.add_tokens(tokens, special_tokens=True)
     if model is not None and len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))
     return added

@@ -32,8 +32,12 @@ class ChatConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    preset: str | Preset = Field("tag", description="`tag` (paper), `think-block` (Qwen3-style), or three texts.")
-    call_format: str = Field("hermes", description="hermes, json_list, llama, toolrl, or module:name of your own.")
+    preset: str | Preset = Field(
+        default="tag", description="`tag` (paper), `think-block` (Qwen3-style), or three texts."
+    )
+    call_format: str = Field(
+        default="hermes", description="hermes, json_list, llama, toolrl, or module:name of your own."
+    )
 
 
 class ChatFormat:
@@ -170,7 +174,8 @@ class ChatFormat:
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), **options: Any
     ) -> str:
         """The template's text; `options` go to `apply_chat_template` (the generation prompt is on by default)."""
-        chat, given = [dict(message) for message in messages], [dict(tool) for tool in tools] or None
+        chat: list[Any] = [dict(message) for message in messages]
+        given: list[Any] | None = [dict(tool) for tool in tools] or None
         options = {"add_generation_prompt": True, **options}
         try:
             return str(self.tokenizer.apply_chat_template(chat, tools=given, tokenize=False, **options))
@@ -260,6 +265,6 @@ def _turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
         text = str(tokenizer.apply_chat_template(chat, tokenize=False))
     except (TemplateError, TypeError, ValueError, KeyError, AttributeError):
         return None
-    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     tail = tokenizer.encode(text.rpartition(_PROBE)[2], add_special_tokens=False) if _PROBE in text else []
     return next((int(i) for i in tail if i in special), None)

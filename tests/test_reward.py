@@ -54,10 +54,15 @@ def test_format_term_does_not_flip_the_order_of_the_table():
 def test_thinking_pays_iff_p_t_above_2_p_s_minus_half():
     """The incentive that follows from the table, by expectation over outcomes, without the format term."""
     config = RewardConfig(format=0.0)
-    value = {(m, c): score(TASK, reading(m, c), config).total for m in (Mode.THINK, Mode.NO_THINK) for c in (GOLD, ())}
+    modes = (Mode.THINK, Mode.NO_THINK)
+    value = {
+        (m, right): score(TASK, reading(m, GOLD if right else ()), config).total
+        for m in modes
+        for right in (True, False)
+    }
 
     def expected(mode: Mode, p: float) -> float:
-        return p * value[mode, GOLD] + (1 - p) * value[mode, ()]
+        return p * value[mode, True] + (1 - p) * value[mode, False]
 
     for p_s, p_t in itertools.product(np.linspace(0, 1, 41), np.linspace(0.003, 0.997, 41)):
         think, short = expected(Mode.THINK, p_t), expected(Mode.NO_THINK, p_s)
@@ -92,7 +97,7 @@ def test_no_call_expected():
 
 
 def test_compare_is_a_recipe_field():
-    with pytest.raises(ChatError, match="reward.compare"):
+    with pytest.raises(ChatError, match=r"reward\.compare"):
         reward_function(RewardConfig(compare="nearly"))
     schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
     tool = {"type": "function", "function": {"name": "f", "parameters": schema}}

@@ -42,7 +42,7 @@ class CallFormat(ABC):
 
     @abstractmethod
     def parse(self, text: str) -> tuple[Call, ...] | Problem:
-        """The calls in the text of one span (without its delimiters), or the first problem met in it."""
+        """The calls in the text of one span (without its delimiters), or its first problem in the order of `Problem`."""
 
 
 # `<` before something that looks like a tag or a special token: inside JSON it is written as an escape, so that
@@ -68,7 +68,8 @@ def load_json(text: str, separator: str | None = None) -> list[Any]:
     """Strict JSON: no repeated key, no NaN, no infinity (not even as 1e999), no lone surrogate.
 
     Args:
-        separator: what stands between two values besides white space (may be empty); None asks for one value.
+        separator: what stands between two values, white space aside; empty if that is all that separates them.
+            None asks for one value.
 
     Returns:
         The values, at least one.
@@ -84,7 +85,8 @@ def load_json(text: str, separator: str | None = None) -> list[Any]:
             rest = text[position:].lstrip(_SPACE)
             if not rest:
                 break
-            if separator is None or not rest.startswith(separator):
+            apart = bool(separator) or len(rest) < len(text) - position
+            if separator is None or not rest.startswith(separator) or not apart:
                 raise ValueError("something follows a value")
             position = len(text) - len(rest[len(separator) :].lstrip(_SPACE))
         if "\\ud" in text.lower():
@@ -159,13 +161,11 @@ class JsonCalls(CallFormat):
             return Problem.NOT_JSON
         if isinstance(values, Problem):
             return values
-        calls = []
-        for value in values:
-            call = self._call(value)
-            if isinstance(call, Problem):
-                return call
-            calls.append(call)
-        return tuple(calls)
+        found = [self._call(value) for value in values]
+        problems = [one for one in found if isinstance(one, Problem)]
+        if problems:
+            return min(problems, key=list(Problem).index)
+        return tuple(one for one in found if isinstance(one, Call))
 
     def _values(self, text: str) -> list[Any] | Problem:
         values = load_json(text, None if self.is_list or self.one_per_span else self.between.strip(_SPACE))

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,7 +135,7 @@ class ChatFormat:
             )
         return ids
 
-    def read(self, response_ids: Sequence[int], truncated: bool = False) -> Reading:
+    def read(self, response_ids: Iterable[int], truncated: bool = False) -> Reading:
         """What a response says, and everything that is wrong with it. Never raises on anything a model can write.
 
         Args:
@@ -164,11 +164,12 @@ class ChatFormat:
         text_of = dict(zip(ids, pieces, strict=True))
         return self._read(ids, mode, prefix, truncated, lambda some: "".join(text_of[token] for token in some))
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Iterable[int]) -> str:
         """Text of ids, special tokens visible."""
+        plain = [int(token) for token in ids]
         if self._backend_decode is not None:
-            return self._backend_decode([int(token) for token in ids], skip_special_tokens=False)
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+            return self._backend_decode(plain, skip_special_tokens=False)
+        return str(self.tokenizer.decode(plain, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), **options: Any

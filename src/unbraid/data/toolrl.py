@@ -31,8 +31,8 @@ def toolrl(row: Mapping[str, Any]) -> Iterator[Example]:
 
 def toolrl_verl(row: Mapping[str, Any]) -> Iterator[Example]:
     """The same in verl's columns: `prompt` (system and user message) and `reward_model.ground_truth`."""
-    prompt = field(row, "prompt", list)
-    texts = {m.get("role"): m.get("content") for m in prompt if isinstance(m, Mapping)}
+    messages = [m for m in field(row, "prompt", list) if isinstance(m, Mapping)]
+    texts = {str(m.get("role")): m.get("content") for m in messages}
     truth = field(field(row, "reward_model", dict), "ground_truth", str)
     yield _example(field(texts, "system", str), field(texts, "user", str), truth)
 

@@ -64,13 +64,13 @@ def chatml_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> PreTrained
     the `think-block` preset tells its modes apart there.
     """
     core = Tokenizer(BPE())
-    core.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue] (settable; the stub omits it)
+    core.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_PIECES), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    core.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue] (settable; the stub omits it)
+    core.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
         vocab_size=vocab_size - len(DELIMITERS),
         special_tokens=list(CONTROL),
@@ -96,7 +96,7 @@ def build_chatml_model(
     """Make a tokenizer and a randomly initialised Qwen3 model, and save both as a Hugging Face folder.
 
     The vocabulary is padded to a multiple of 64, as real models have it. Choice: Qwen3, not Qwen2; `AutoTokenizer`
-    takes the tokenizer of a `qwen2` folder for Qwen's own and composes unicode (NFC), so that not all of it round-trips.
+    takes the tokenizer of a `qwen2` folder for Qwen's own and composes unicode (NFC): not all of it would round-trip.
 
     Args:
         texts: what the tokenizer is trained on; `task_texts` gives those of tasks.
@@ -117,8 +117,8 @@ def build_chatml_model(
         max_position_embeddings=8192,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=_id(tokenizer, STOP),
+        pad_token_id=_id(tokenizer, PAD),
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -126,6 +126,10 @@ def build_chatml_model(
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return out
+
+
+def _id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    return tokenizer.get_vocab()[token]
 
 
 def task_texts(tasks: Iterable[Task]) -> Iterable[str]:

@@ -3,7 +3,7 @@
 import pytest
 from test_chat_format import ANSWERS, FORMATS, PLACES
 from tiny import CHATML, MESSAGES, NO_TOOLS, REACTING, TAGS, TOOLS, tiny_tokenizer
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from unbraid.chat import Answer, ChatConfig, ChatFormat, Mode, Preset
@@ -34,16 +34,17 @@ def test_a_conversation_that_cannot_be_rendered_is_one_finding():
 
 
 def test_a_delimiter_that_merges_with_its_neighbours():
-    """One id alone, and others in context: a word of the vocabulary, not an added token."""
-    words = ["<unk>", "<think>", "</think>", "<tool_call>", "</tool_call>", "[think]", "[no_think]", "a", "x", "<eos>"]
+    """One id alone, and others in context: words of the vocabulary, not added tokens."""
+    words = ["<unk>", *TAGS, "[think]", "[no_think]", "so", "x", "<eos>"]
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.add_tokens([AddedToken(word, normalized=False) for word in words[2:5]])
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="<eos>")
     tokenizer.chat_template = "{{ messages[0].content }} "
-    chat = ChatFormat.build(tokenizer)
-    assert ["<think>" in one.message for one in bad(check_delimiters(chat))] == [True]
-    assert [one.level for one in bad(check_delimiters(chat))] == ["error"]
+    apart = ChatFormat.build(tokenizer)
+    assert bad(check_delimiters(apart)) == []
+    tight = Preset(think="[think] <think>", after_thought="</think> ", no_think="[no_think] ")
+    findings = bad(check_delimiters(ChatFormat.build(tokenizer, ChatConfig(preset=tight))))
+    assert [(one.level, one.message.split("'")[1]) for one in findings] == [("error", "<think>"), ("error", "</think>")]
 
 
 def test_a_prefix_that_merges_with_the_prompt():

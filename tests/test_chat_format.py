@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from test_chat_calls import CALLS
+from test_chat_calls import CALLS, TEXT
 from tiny import CHATML, MESSAGES, NO_TOOLS, REACTING, TAGS, TOOLS, tiny_tokenizer
 from transformers import AutoTokenizer
 
@@ -69,12 +69,18 @@ def test_answers_read_back_from_ids_and_from_text(place, answer):
 
 
 @pytest.mark.parametrize("place", PLACES)
-@given(calls=CALLS, mode=st.sampled_from([Mode.THINK, Mode.NO_THINK]), words=st.tuples(st.text(), st.text()))
-@settings(max_examples=30)
+@given(calls=CALLS, mode=st.sampled_from([Mode.THINK, Mode.NO_THINK]), words=st.tuples(TEXT, TEXT))
+@settings(max_examples=40)
 def test_any_answer_reads_back_or_is_refused(place, calls, mode, words):
     chat = FORMATS[place]
     thought, content = words if mode is Mode.THINK else ("", words[1])
-    reading = chat.read(chat.response_ids(Answer(mode, thought, tuple(calls), content)))
+    answer = Answer(mode, thought, tuple(calls), content)
+    reserved = {chat.preset.open, chat.preset.close, chat.calls.open, chat.calls.close, "<|im_end|>"}
+    if any(text in thought or text in content for text in reserved):
+        with pytest.raises(ChatError, match="does not read back"):
+            chat.response_ids(answer)
+        return
+    reading = chat.read(chat.response_ids(answer))
     assert (reading.mode, reading.calls, reading.problems) == (mode, tuple(calls), ())
     assert (reading.thought, reading.content) == (thought.strip(), content.strip())
 

@@ -42,7 +42,7 @@ class CallFormat(ABC):
 
     @abstractmethod
     def parse(self, text: str) -> tuple[Call, ...] | Problem:
-        """The calls in the text of one span (without its delimiters), or its first problem in the order of `Problem`."""
+        """The calls in the text of one span (without its delimiters), or the first of its problems, by their order."""
 
 
 # `<` before something that looks like a tag or a special token: inside JSON it is written as an escape, so that

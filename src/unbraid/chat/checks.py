@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from unbraid.chat.delimiters import single_id
 from unbraid.chat.format import ChatFormat
 from unbraid.chat.template import unwrap, wrap
-from unbraid.chat.types import Answer, Mode
+from unbraid.chat.types import Answer, Call, Mode
 from unbraid.errors import ChatError
 
 Messages = Sequence[Mapping[str, Any]]
@@ -42,21 +41,18 @@ def check_chat(
 
 
 def check_delimiters(chat: ChatFormat) -> list[Finding]:
-    """Every delimiter and stop token must stay one id of its own when text stands around it."""
-    findings = []
-    tokens = [i for delimiter in chat.automaton.delimiters for i in (delimiter.open, delimiter.close)]
-    for token in dict.fromkeys([*tokens, *chat.stop_ids]):
+    """Every delimiter must stay one id where the format writes it, with text on both sides."""
+    word, call = "so", Call("f", {"a": "b"})
+    written = chat.preset.think + word + chat.preset.after_thought + chat.calls.render([call])
+    ids, findings = chat.tokenizer.encode(written, add_special_tokens=False), []
+    for token in (i for delimiter in chat.automaton.delimiters for i in (delimiter.open, delimiter.close)):
         text = chat.decode([token])
-        around = [
-            chat.tokenizer.encode(before + text + after, add_special_tokens=False).count(token)
-            for before, after in (("", ""), ("\n", "\n"), ("", "{"), ("a", "a"), (".", " "))
-        ]
-        if single_id(chat.tokenizer, text) == token and around == [1] * len(around):
-            findings.append(Finding("ok", "delimiters", f"'{text}' is always token {token}"))
+        if ids.count(token) == 1:
+            findings.append(Finding("ok", "delimiters", f"'{text}' is token {token} wherever it is written"))
         else:
-            message = f"'{text}' is token {token} alone, but not with other text around it"
+            message = f"'{text}' is token {token} alone, but not with the text around it that the format writes"
             advice = "add it with unbraid.chat.add_delimiters: added tokens are cut out before anything is merged"
-            findings.append(Finding("error" if token in tokens else "warning", "delimiters", message, advice))
+            findings.append(Finding("error", "delimiters", message, advice))
     return findings
 
 

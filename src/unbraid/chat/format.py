@@ -131,7 +131,7 @@ class ChatFormat:
             why = f" ({found.reason})" if found.reason else ""
             raise ChatError(
                 f"an answer does not read back as it was written{why}: a thought, content or argument holds "
-                f"delimiters or special tokens; clean or drop the row. It starts '{text[:60]!s}'"
+                f"delimiters or special tokens; clean or drop the row. It starts {text[:60]!r}"
             )
         return ids
 

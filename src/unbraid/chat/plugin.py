@@ -25,6 +25,7 @@ def resolve(spec: str, known: Mapping[str, Any], field: str, error: type[Unbraid
         found: Any = import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as cause:
-        raise error(f"{field}: cannot load '{spec}' ({cause}); is the module on PYTHONPATH?") from cause
+    except Exception as cause:  # a module of the user's can fail in any way while it is imported
+        told = f"{type(cause).__name__}: {cause}"
+        raise error(f"{field}: cannot load '{spec}' ({told}); is the module on PYTHONPATH?") from cause
     return found

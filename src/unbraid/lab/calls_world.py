@@ -29,6 +29,8 @@ OFFERED_TOOLS = 3
 KNOWN = (1.0, 1.0, 0.85, 0.6, 0.35, 0.15)
 """Share of known chains among those of k hops. Its mean, .658, is the natural known share of the world."""
 LEVELS = len(KNOWN)
+WORLD_VERSION = 1
+"""Part of the name of a cached base: raise it with any change that makes older bases wrong."""
 EVALUATION_TASKS = 96
 """Tasks per level in the dev set and in the test set."""
 
@@ -122,7 +124,8 @@ def tool_schema(tool: int) -> dict[str, Any]:
 
 def keyed_rng(seed: int, *key: str | int) -> np.random.Generator:
     """A generator of its own for every key; draws under one key never move those under another."""
-    return np.random.default_rng([seed, *(zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key)])
+    parts = (zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key)
+    return np.random.default_rng([seed, *parts])
 
 
 class CallsWorld:
@@ -210,9 +213,9 @@ class CallsWorld:
         tasks: list[Task] = []
         for is_known, prompts in ((True, known_prompts), (False, count - known_prompts)):
             weights = np.array(KNOWN) if is_known else 1 - np.array(KNOWN)
+            levels = [[c for c in level if c.known == is_known] for level in self.pools[Split.TRAIN]]
             for k in rng.choice(LEVELS, prompts, p=weights / weights.sum()):
-                chains = [c for c in self.pools[Split.TRAIN][k] if c.known == is_known]
-                query = self.query(chains[rng.integers(len(chains))], rng)
+                query = self.query(levels[k][rng.integers(len(levels[k]))], rng)
                 tasks.append(query.task(f"train-{self.seed}-{seed}-{len(tasks)}"))
         return _shuffled(tasks, rng)
 

@@ -5,7 +5,8 @@ so that the loss is the one of unpacked rows. The loss of a step is one weighted
 batch, whatever the micro-batches.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import cos, pi
 from typing import Any, Literal
@@ -15,6 +16,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
+
+from unbraid.chat.format import ChatFormat
+from unbraid.chat.types import Answer, Mode
+from unbraid.errors import ChatError
+from unbraid.tasks.task import Task
 
 
 class WarmupConfig(BaseModel):
@@ -45,7 +51,7 @@ class SupervisedExample:
 
     def __post_init__(self):
         if not self.prompt_ids:
-            raise ValueError("an example needs at least one prompt token: nothing could predict its first response token")
+            raise ValueError("an example needs a prompt token: nothing else predicts its first response token")
         if len(self.weights) != len(self.response_ids):
             raise ValueError(
                 f"{len(self.weights)} weights for {len(self.response_ids)} response tokens: give one per token"
@@ -53,6 +59,65 @@ class SupervisedExample:
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
+
+
+def response_example(
+    task: Task, answer: Answer, chat: ChatFormat, mode_weight: float, mode_only: bool = False
+) -> SupervisedExample:
+    """The example that teaches one answer to one task.
+
+    Args:
+        mode_weight: loss weight of the token that is the choice of mode; the rest of the response has 1.
+        mode_only: train the choice of mode and nothing else.
+
+    Raises:
+        ChatError: if the chat format cannot write the task or the answer.
+    """
+    prompt, response = chat.prompt_ids(task.messages, task.tools), chat.response_ids(answer)
+    weights = [0.0 if mode_only else 1.0] * len(response)
+    weights[chat.modes.position] = mode_weight
+    return SupervisedExample(tuple(prompt), tuple(response), tuple(weights))
+
+
+def labels_to_examples(
+    tasks: Iterable[Task], chat: ChatFormat, config: WarmupConfig, max_tokens: int | None = None
+) -> tuple[list[SupervisedExample], Counter[str]]:
+    """Picks one answer of each task by `config.labels` and turns it into an example.
+
+    `mixed` takes the short answer where `task.extra["needs_thinking"]` is False, and otherwise the long one. A
+    task with an answer in one mode only teaches that one, whatever the labels.
+
+    Source: arXiv 2603.13348, warm-up: the short label where no-think is right, the long one otherwise.
+
+    Args:
+        max_tokens: longest prompt and response together; None = any.
+
+    Returns:
+        The examples, and how many tasks were left out for which reason.
+    """
+    examples: list[SupervisedExample] = []
+    left_out: Counter[str] = Counter()
+    for task in tasks:
+        answer = _pick(task, config.labels)
+        if answer is None:
+            left_out["no answer to learn from"] += 1
+            continue
+        try:
+            example = response_example(task, answer, chat, config.mode_weight)
+        except ChatError as error:
+            left_out[str(error).partition(":")[0]] += 1
+            continue
+        if max_tokens is not None and len(example) > max_tokens:
+            left_out[f"longer than {max_tokens} tokens"] += 1
+        else:
+            examples.append(example)
+    return examples, left_out
+
+
+def _pick(task: Task, labels: str) -> Answer | None:
+    thinks = labels == "long" or (labels == "mixed" and bool(task.extra.get("needs_thinking", True)))
+    preferred = [a for a in task.answers if (a.mode is Mode.THINK) == thinks]
+    return next(iter([*preferred, *task.answers]), None)
 
 
 Batches = Callable[[int], Sequence[SupervisedExample]]
@@ -158,7 +223,9 @@ class SupervisedTrainer:
         self.model, self.config, self.batches = model, config, batches
         self.step = 0
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
+        )
 
     def train_step(self) -> dict[str, float]:
         """One optimiser step; returns its loss (nats per unit of weight), gradient norm and learning rate."""

@@ -4,6 +4,7 @@ import copy
 import json
 import random
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,19 @@ import pytest
 from rows import ROWS, SHAREGPT, WEATHER, rows_of
 
 from unbraid.chat.types import Answer, Call, Mode
-from unbraid.data import DataConfig, Fitted, ReadResult, RowError, fit_prompts, read_tasks, split_tasks
+from unbraid.data import (
+    FORMATS,
+    DataConfig,
+    Example,
+    Fitted,
+    Format,
+    ReadResult,
+    RowError,
+    fit_prompts,
+    read_tasks,
+    split_tasks,
+)
+from unbraid.data.row import read_calls
 from unbraid.data.schema import read_tools
 from unbraid.errors import ChatError, DataError, MissingExtraError
 from unbraid.tasks.task import Task
@@ -35,6 +48,7 @@ def assert_balanced(result: ReadResult) -> None:
         told = {int(t.id.rsplit(":", 2)[1]) for t in tasks} | {r.row for r in skipped} | {r.row for r in bad}
         assert told == set(range(count.rows))
     assert all(r.reason and "\n" not in r.reason for r in result.bad + result.skipped)
+    assert not [r for r in result.bad if "its reader failed" in r.reason]
 
 
 def call_row(arguments: str = '{"city": "Lima"}') -> dict[str, Any]:
@@ -142,6 +156,19 @@ def test_format_is_told_from_the_keys_or_forced(tmp_path):
         read_tasks(str(write(tmp_path / "one.json", [call_row()])), DataConfig(format="messages"))
     with pytest.raises(DataError, match=r"data\.format.*toolrl"):
         read_tasks(str(path), DataConfig(format="alpaca"))
+
+
+def test_a_format_is_one_function_and_its_faults_are_bad_rows(tmp_path, monkeypatch):
+    def question(row: Mapping[str, Any]) -> Iterator[Example]:
+        """`{"question", "call", "tool"}`."""
+        messages = ({"role": "user", "content": row["question"]},)
+        yield Example(1, messages, read_tools([row["tool"]]), "", read_calls(row["call"]), "")
+
+    monkeypatch.setitem(FORMATS, "question", Format(frozenset({"question"}), question))
+    good = {"question": "Lima?", "call": {"name": "get_weather", "arguments": {"city": "Lima"}}, "tool": WEATHER}
+    result = read_tasks(str(write(tmp_path / "rows.json", [good, {"question": "?"}])), ALL)
+    assert [t.expected for t in result.tasks] == [(Call("get_weather", {"city": "Lima"}),)]
+    assert [str(b) for b in result.bad] == ["rows.json:1: its reader failed: KeyError: 'tool'"]
 
 
 def test_empty_results_say_why(tmp_path):

@@ -166,6 +166,9 @@ def _read_row(row: FileRow, value: Mapping[str, Any], format: Format, books: "_B
     except RowError as problem:
         where = f"after turn {examples}: " if examples else ""
         books.bad(row.file, row.row, f"{where}{problem}")
+    except (LookupError, TypeError, ValueError, AttributeError) as problem:
+        # A reader that forgot a check: ours never do (fuzzed), and one that a user adds should not end the run.
+        books.bad(row.file, row.row, f"its reader failed: {type(problem).__name__}: {problem}")
     else:
         if not examples:
             books.skip(row.file, row.row, "no assistant turn")

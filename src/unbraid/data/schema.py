@@ -124,7 +124,10 @@ def read_schema(given: Mapping[str, Any], top: bool = True) -> dict[str, Any]:
     if "description" in schema:
         schema["description"] = _text(schema["description"])
     required = [n for n in dict.fromkeys(required) if n in schema.get("properties", {})]
-    return schema | ({"required": required} if required else {})
+    schema |= {"required": required} if required else {}
+    # Keywords stay in the order they were written in: the schema is going to be read as text.
+    order = ["type", "properties"] if top else list(given)
+    return {k: schema[k] for k in dict.fromkeys([*order, *given, *schema]) if k in schema}
 
 
 def _typed_default(default: str, kind: Any) -> Any:

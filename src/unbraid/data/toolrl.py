@@ -72,6 +72,8 @@ def _instruction(text: str) -> tuple[str, tuple[dict[str, Any], ...]]:
     found = list(_TOOL.finditer(listed))
     if len(found) != len(_NEXT_TOOL.findall(listed)):
         raise RowError("a tool of the instruction lacks its description or parameters")
+    if not found:
+        raise RowError("the tool list of the instruction is empty")
     stops = [m.start() for m in found[1:]] + [len(listed)]
     return text[: start.start()].strip(), read_tools(
         [

@@ -107,7 +107,10 @@ class Fuzzer:
         self.defects: dict[str, Callable[[Draft], None]] = {problem: getattr(self, f"_{problem}") for problem in ORDER}
 
     def draw(self, *problems: str) -> Sample:
-        """A response with these problems (none: well-formed). Two of them must not be one inside the other."""
+        """A response with these problems (none: well-formed).
+
+        Defects go in from the last in the order to the first: one that hides another is always the earlier one.
+        """
         draft = self._well_formed(needs_call=bool(set(problems) - {"no_mode", "truncated", "stray"}))
         for problem in sorted(problems, key=ORDER.index, reverse=True):
             self.defects[problem](draft)
@@ -184,7 +187,7 @@ class Fuzzer:
         whole = self._payload(block)
         bad = [
             "word", "{", "[1,]", "{'name': 1}", "nan", '"\ttab"', "01", "1 2,", "True", "[" * 3000,
-            whole.rstrip()[:-1], whole + "}", whole.rstrip() + ",", whole + "\u00a0",
+            whole + "]", whole + "}", whole.rstrip() + ",", whole + "\u00a0",
             "// \n" + whole, "'" + whole, "\\" + whole, "\x0b" + whole, "\ufeff" + whole,
         ]  # fmt: skip
         if self.format != "toolrl":  # where white space alone separates calls, this would be two
@@ -221,6 +224,7 @@ class Fuzzer:
 
     def _replace(self, block: Block, text: str) -> None:
         """A bad object before, after or instead of the good ones; the format decides where there is room."""
+        block.payload = None
         if self.format == "hermes":
             block.objects = [text]
         else:

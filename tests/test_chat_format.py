@@ -261,6 +261,10 @@ def test_truncated_and_empty_responses():
     chat = FORMATS["think-block", "hermes"]
     ids = chat.response_ids(ANSWERS[0])
     assert chat.read(ids[:5], truncated=True).problems == (Problem.TRUNCATED, Problem.UNCLOSED)
+    # A call that was never closed is not made, however complete it looks.
+    cut = chat.read(ids[:-2], truncated=True)
+    assert chat.decode(ids[-2:]) == "</tool_call><|im_end|>"
+    assert (cut.problems, cut.calls) == ((Problem.TRUNCATED, Problem.UNCLOSED), ())
     assert chat.read([], truncated=True).problems == (Problem.NO_MODE, Problem.TRUNCATED)
     assert chat.read([]).reason is Problem.NO_MODE
     assert chat.read(chat.prefix_ids(Mode.NO_THINK)).problems == ()

@@ -88,8 +88,7 @@ def test_pretraining_shows_direct_answers_of_known_chains_only_and_never_trains_
                 thinking += 1
             else:
                 direct.add(chain)
-            assert example.weights[0] == 0 or response[0] not in ("<think>", "<no_think>")
-            assert all(w == 1 for w in example.weights[1:])
+            assert example.weights == (0.0, *[1.0] * (len(response) - 1))
     assert direct <= known
     assert len(direct) > 0.9 * len(known)
     assert thinking == 30 * round(0.35 * 128)

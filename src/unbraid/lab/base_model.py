@@ -3,7 +3,7 @@
 What a base does not learn matters as much: there is no loss on the mode token, so that it has no opinion on when
 to think, and direct answers occur only for known chains, so that the others stay unknown.
 
-    python -m unbraid.lab.base_model --seed 0 --out DIR     # two to three minutes on one core
+    python -m unbraid.lab.base_model --seed 0 --out DIR     # about three minutes on one core
 """
 
 import argparse
@@ -29,7 +29,7 @@ from unbraid.learn.supervised import Batches, SupervisedExample, SupervisedTrain
 THINK_SHARE = 0.35
 """Share of pre-training examples that think."""
 
-PRETRAINING = WarmupConfig(steps=500, batch_examples=128, learning_rate=3e-3, ramp_steps=50, mode_weight=0.0)
+PRETRAINING = WarmupConfig(steps=700, batch_examples=128, learning_rate=3e-3, ramp_steps=50, mode_weight=0.0)
 
 THINK_GATE = (0.95, 0.95, 0.95, 0.8, 0.8, 0.8)
 """Least accuracy of forced thinking for k = 0..5. A base below it is no ground for claims about thinking."""

@@ -425,6 +425,21 @@ def test_a_transcript_keeps_every_character_of_its_text():
     assert "".join(token.text for token in words.tokens) == spaced(range(n))
 
 
+def test_long_prompts_are_folded_and_many_warnings_counted(report: Report):
+    short = report.transcripts[0]
+    prompt = tuple(Token(f"p{i} ", Role.PROMPT, False) for i in range(1000))
+    warnings = [{"step": i, "level": "warning", "message": f"warning {i}"} for i in range(9)]
+    run = RunView("plain", "", [], warnings)
+    page = Page(
+        render(Report("Long", [], transcripts=[short, replace(short, tokens=prompt + short.tokens)], runs=[run]))
+    )
+    assert page.count("details") == 1
+    assert "prompt, 1010 tokens" in page.text
+    assert "warning 2" in page.text
+    assert "warning 3" not in page.text
+    assert "and 6 more warnings" in page.text
+
+
 def test_forced_and_sampled_tokens_look_different(report: Report):
     page = Page(render(replace(report, transcripts=[calls_transcript("distilled", True, True, forced=True)])))
     forced = [a for _, a in page.elements if "forced" in (a.get("class") or "") and a.get("title")]

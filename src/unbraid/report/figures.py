@@ -120,7 +120,11 @@ def over_training(
                 values, smooth = values * (100 if percent else 1), smoothed(steps, values) * (100 if percent else 1)
                 axes.plot(steps, values, color=colour, alpha=0.38, linewidth=0.9)
                 axes.plot(steps, smooth, color=colour, linewidth=2, marker=run.style.marker if len(steps) == 1 else "")
-                label = run.name if len(run_keys) == 1 else f"{run.name} {_group_of(key)}"
+                label = (
+                    run.name
+                    if len(run_keys) == 1
+                    else f"{run.name} {key.removeprefix('constraint/').rpartition('/')[0]}"
+                )
                 marks.append(Mark(steps[-1], smooth[-1], label, colour))
             for key in targets.get(run.name, ()):
                 steps, values = run.series(key)
@@ -137,7 +141,7 @@ def over_training(
 def smoothed(steps: NDArray, values: NDArray) -> NDArray[np.float64]:
     """Gaussian kernel mean over the steps (width: 1/30 of their range), centred so that an onset does not move."""
     steps = np.asarray(steps, dtype=np.float64)
-    width = max(1.0, float(np.ptp(steps)) / 30)
+    width = max(0.6, float(np.ptp(steps)) / 30)
     weights = np.exp(-0.5 * ((steps[:, None] - steps[None, :]) / width) ** 2)
     return weights @ np.asarray(values, dtype=np.float64) / weights.sum(axis=1)
 
@@ -216,6 +220,9 @@ def _finish_training_axes(axes: Axes, percent: bool, collapse_line: bool) -> Non
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.margins(x=0.01)
+    left, right = axes.get_xlim()
+    if right - left < 1:
+        axes.set_xlim(left - 1, right + 1)
     low, high = axes.get_ylim()
     if percent:
         axes.set_ylim(-4, 104)
@@ -266,7 +273,7 @@ def _label_line_ends(axes: Axes, marks: Sequence[Mark]) -> None:
     frame = axes.get_window_extent().transformed(_to_points(axes))
     texts = [_broken(mark.text) for mark in marks]
     points = [_to_points(axes).transform(axes.transData.transform((mark.x, mark.y))) for mark in marks]
-    heights = [FONT * (1.05 if "\n" not in text else 2.3) for text in texts]
+    heights = [FONT * (1.05 + 1.25 * text.count("\n")) for text in texts]
     placed = _apart([p[1] for p in points], heights, frame.y0 - 2, frame.y1 + 8)
     edge = frame.x1 + 5
     for mark, text, point, y in zip(marks, texts, points, placed, strict=True):
@@ -343,14 +350,13 @@ def _arms(e: Estimate) -> NDArray[np.float64]:
     return np.array([[max(0.0, e.value - low)], [max(0.0, high - e.value)]])
 
 
-def _group_of(key: str) -> str:
-    return "/".join(key.split("/")[2:-1])
-
-
 def _broken(text: str) -> str:
-    """A long name on two lines, broken at its last underscore or space."""
-    cut = max(text.rfind("_"), text.rfind(" "))
-    return f"{text[: cut + 1]}\n{text[cut + 1 :]}" if len(text) > 13 and cut > 0 else text
+    """A label on several lines: words apart, and long names broken at their last underscore."""
+    lines = []
+    for word in text.split(" "):
+        cut = word.rfind("_") + 1 if len(word) > 13 else 0
+        lines += [word[:cut], word[cut:]] if cut else [word]
+    return "\n".join(lines)
 
 
 def _canvas(width: float, height: float, right: float = 14) -> tuple[Figure, Axes]:

@@ -15,6 +15,9 @@ from unbraid.tokens import Role
 
 Keys = Callable[[RunView], list[str]]
 
+LONG_PROMPT = 160
+"""Prompts of more tokens than this are folded: the response is what a transcript is for."""
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -121,6 +124,7 @@ def render(report: Report) -> str:
         absent=absent,
         theme=_theme(),
         Role=Role,
+        long_prompt=LONG_PROMPT,
     )
 
 
@@ -130,7 +134,7 @@ def _training_panels(report: Report) -> tuple[list[tuple[Panel, str]], list[str]
         keys = {run.name: panel.keys(run) for run in report.runs}
         targets = {run.name: panel.targets(run) for run in report.runs}
         svg = figures.over_training(
-            panel.name, report.runs, keys, targets, 380, 215, panel.percent, panel.collapse_line
+            panel.name, report.runs, keys, targets, 340, 210, panel.percent, panel.collapse_line
         )
         if svg:
             drawn.append((panel, svg))

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 WEATHER = {
@@ -133,3 +134,31 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 def rows_of(name: str) -> list[dict[str, Any]]:
     """The rows of a format, to change at will."""
     return copy.deepcopy(ROWS[name])
+
+
+def call_row(arguments: str = '{"city": "Lima"}') -> dict[str, Any]:
+    """A ShareGPT row with one question and one call."""
+    row = rows_of("sharegpt")[0]
+    row["conversations"] = row["conversations"][:2]
+    row["conversations"][1]["value"] = f'{{"name": "get_weather", "arguments": {arguments}}}'
+    return row
+
+
+def write(path: Path, rows: Any) -> Path:
+    """A JSON file of rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+def mixed(tmp_path: Path, calls: int, silent: int) -> str:
+    """A file of `calls` questions that need a call, then `silent` that need none."""
+    rows = []
+    for i in range(calls + silent):
+        row = call_row() if i < calls else rows_of("sharegpt")[0]
+        row["conversations"] = row["conversations"][:2]
+        row["conversations"][0]["value"] = f"question {i}"
+        if i >= calls:
+            row["conversations"][1] = {"from": "gpt", "value": "no"}
+        rows.append(row)
+    return str(write(tmp_path / "rows.json", rows))

@@ -3,39 +3,27 @@
 import copy
 import json
 import random
-import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
-from rows import ROWS, SHAREGPT, WEATHER, rows_of
+from rows import ROWS, WEATHER, call_row, mixed, rows_of, write
 
-from unbraid.chat.types import Answer, Call, Mode
+from unbraid.chat.types import Call
 from unbraid.data import (
     FORMATS,
     DataConfig,
     Example,
-    Fitted,
     Format,
     ReadResult,
     RowError,
-    fit_prompts,
     read_tasks,
-    split_tasks,
 )
 from unbraid.data.row import read_calls
 from unbraid.data.schema import read_tools
-from unbraid.errors import ChatError, DataError, MissingExtraError
-from unbraid.tasks.task import Task
+from unbraid.errors import DataError
 
 ALL = DataConfig(no_call=1.0)
-
-
-def write(path: Path, rows: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows), encoding="utf-8")
-    return path
 
 
 def assert_balanced(result: ReadResult) -> None:
@@ -49,13 +37,6 @@ def assert_balanced(result: ReadResult) -> None:
         assert told == set(range(count.rows))
     assert all(r.reason and "\n" not in r.reason for r in result.bad + result.skipped)
     assert not [r for r in result.bad if "its reader failed" in r.reason]
-
-
-def call_row(arguments: str = '{"city": "Lima"}') -> dict[str, Any]:
-    row = rows_of("sharegpt")[0]
-    row["conversations"] = row["conversations"][:2]
-    row["conversations"][1]["value"] = f'{{"name": "get_weather", "arguments": {arguments}}}'
-    return row
 
 
 @pytest.mark.parametrize(
@@ -146,6 +127,20 @@ def test_files_that_cannot_be_read_are_bad_rows_and_the_rest_is_read(tmp_path):
     assert "bad 2 x line is not JSON" in summary
 
 
+def test_json_lines_in_a_json_file_and_a_byte_order_mark(tmp_path):
+    line = json.dumps(call_row())
+    (tmp_path / "lines.json").write_text(f"{line}\r\n{line}\n")
+    (tmp_path / "mark.json").write_bytes(b"\xef\xbb\xbf" + f"[{line}]".encode())
+    (tmp_path / "one.json").write_text(line)
+    result = read_tasks(str(tmp_path), ALL)
+    assert {name: count.tasks for name, count in result.counts.items()} == {
+        "lines.json": 2,
+        "mark.json": 1,
+        "one.json": 1,
+    }
+    assert not result.bad
+
+
 def test_format_is_told_from_the_keys_or_forced(tmp_path):
     path = write(tmp_path / "rows.json", [{"text": "x"}, call_row()])
     result = read_tasks(str(path), ALL)
@@ -182,167 +177,12 @@ def test_empty_results_say_why(tmp_path):
         read_tasks(str(write(tmp_path / "rows.json", rows_of("toolrl")[1:])), DataConfig())
 
 
-def test_sources_that_are_none(tmp_path, monkeypatch):
-    with pytest.raises(DataError, match="no such file"):
-        read_tasks(str(tmp_path / "absent.json"), ALL)
-    (tmp_path / "rows.csv").write_text("a,b")
-    with pytest.raises(DataError, match=r"cannot read \.csv"):
-        read_tasks(str(tmp_path / "rows.csv"), ALL)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="below this directory"):
-        read_tasks(str(tmp_path / "empty"), ALL)
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtraError, match=r"unbraid\[data\]"):
-        read_tasks("owner/name", ALL)
-
-
-def test_hub_rows(monkeypatch):
-    """The hub itself is out of reach in tests: what is asked of `datasets`, and what is made of its rows."""
-    asked = []
-
-    class Datasets:
-        @staticmethod
-        def load_dataset(*arguments: object, **options: object) -> list[dict[str, Any]]:
-            asked.append((arguments, options))
-            if arguments[0] == "owner/absent":
-                raise FileNotFoundError("no such data set\nsecond line")
-            return rows_of("messages")
-
-    monkeypatch.setitem(sys.modules, "datasets", Datasets)
-    result = read_tasks("owner/name:small", DataConfig(no_call=1.0, split="test"))
-    assert [t.id for t in result.tasks] == [f"owner/name:small:{i}" for i in ("0:2", "0:4", "1:1")]
-    assert asked == [(("owner/name", "small"), {"split": "test"})]
-    with pytest.raises(DataError, match=r"no such data set.*data\.split") as caught:
-        read_tasks("owner/absent", ALL)
-    assert "\n" not in str(caught.value)
-
-
-WORLD = """
-from unbraid.chat.types import Call
-from unbraid.tasks import Task
-
-def tasks(count=2, name="w", level=None):
-    for i in range(count):
-        yield Task(f"{name}{i}", ({"role": "user", "content": str(i)},), expected=(Call("f"),), level=str(level))
-
-def odd():
-    same = Task("a", ())
-    return [same, same, "text", Task("b", ({"x": float("nan")},)), Task("c", ({"x": {1}},))]
-
-def late():
-    yield Task("a", ())
-    raise KeyError("gone")
-
-def nothing():
-    return 3
-"""
-
-
-def test_functions_as_sources(tmp_path, monkeypatch):
-    (tmp_path / "my_world.py").write_text(WORLD)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    result = read_tasks("my_world:tasks?count=3&name=x%20y&level=true", DataConfig())
-    assert [(t.id, t.level) for t in result.tasks] == [("x y0", "True"), ("x y1", "True"), ("x y2", "True")]
-    assert len(read_tasks(f"{tmp_path / 'my_world.py'}:tasks", DataConfig()).tasks) == 2
-    odd = read_tasks("my_world:odd", DataConfig())
-    assert [t.id for t in odd.tasks] == ["a"]
-    assert [(b.row, b.reason) for b in odd.bad] == [
-        (1, "the task id is taken by an earlier task"),
-        (2, "a str, not a Task"),
-        (3, "values that JSON cannot hold"),
-        (4, "values that JSON cannot hold"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("source", "words"),
-    [
-        ("my_world:late", "KeyError: 'gone'"),
-        ("my_world:nothing", "returned a int, not an iterable"),
-        ("my_world:tasks?size=3", "unexpected keyword argument 'size'"),
-        ("my_world:tasks?count", "failed"),
-        ("my_world:absent", "no function 'absent'"),
-        ("no_such_world:tasks", "cannot import"),
-    ],
-)
-def test_functions_that_fail(tmp_path, monkeypatch, source, words):
-    (tmp_path / "my_world.py").write_text(WORLD)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(DataError, match=words):
-        read_tasks(source, DataConfig())
-
-
-def mixed(tmp_path: Path, calls: int, silent: int) -> str:
-    rows = []
-    for i in range(calls + silent):
-        row = call_row() if i < calls else rows_of("sharegpt")[0]
-        row["conversations"] = row["conversations"][:2]
-        row["conversations"][0]["value"] = f"question {i}"
-        if i >= calls:
-            row["conversations"][1] = {"from": "gpt", "value": "no"}
-        rows.append(row)
-    return str(write(tmp_path / "rows.json", rows))
-
-
 @pytest.mark.parametrize(("share", "kept"), [(0.0, 0), (0.2, 2), (0.5, 8), (0.9, 30), (1.0, 30)])
 def test_tasks_without_a_call_are_limited(tmp_path, share, kept):
     result = read_tasks(mixed(tmp_path, 8, 30), DataConfig(no_call=share))
     assert sum(not t.expected for t in result.tasks) == kept
     assert len(result.tasks) == 8 + kept
     assert_balanced(result)
-
-
-def test_split_is_stable_and_keeps_conversations_together(tmp_path):
-    tasks = read_tasks(mixed(tmp_path, 40, 0), ALL).tasks
-    train, validation = split_tasks(tasks, 10, seed=1)
-    assert len(validation) == 10
-    assert sorted(t.id for t in train + validation) == sorted(t.id for t in tasks)
-    shuffled = random.Random(0).sample(tasks, len(tasks))
-    assert {t.id for t in split_tasks(shuffled, 10, seed=1)[1]} == {t.id for t in validation}
-    assert {t.id for t in split_tasks(tasks, 10, seed=2)[1]} != {t.id for t in validation}
-    assert split_tasks(tasks, 0, seed=1)[1] == []
-    assert split_tasks(tasks, 99, seed=1)[0] == []
-    turns = read_tasks(str(write(tmp_path / "one.json", SHAREGPT)), ALL).tasks
-    assert len(turns) == 4
-    for seed in range(5):
-        train, validation = split_tasks(turns, 1, seed)
-        assert (len(train), len(validation)) == (0, 4)
-
-
-class Words:
-    """A chat format of words, which refuses what templates and formats refuse."""
-
-    def prompt_ids(self, messages: Any, tools: Any) -> list[int]:
-        if messages[0]["role"] != "user":
-            raise KeyError("conversations must start with a user message")
-        return [0] * sum(len(m["content"].split()) for m in messages)
-
-    def response_ids(self, answer: Answer) -> list[int]:
-        if "<|" in answer.thought:
-            raise ChatError("does not read back")
-        return [1]
-
-
-def test_fit_prompts():
-    def task(id: str, text: str, role: str = "user", thought: str = "x") -> Task:
-        answers = (Answer(Mode.THINK, thought, (Call("f"),)), Answer(Mode.NO_THINK, "", (Call("f"),)))
-        return Task(id, ({"role": role, "content": text},), answers=answers)
-
-    tasks = [
-        task("fits", "a b c"),
-        task("long", "a b c d"),
-        task("odd", "a", role="tool"),
-        task("special", "a", thought="<|im_end|>"),
-    ]
-    fitted = fit_prompts(tasks, Words(), 3)
-    assert isinstance(fitted, Fitted)
-    assert [t.id for t in fitted.kept] == ["fits", "special"]
-    assert [a.mode for a in fitted.kept[1].answers] == [Mode.NO_THINK]
-    assert dict(fitted.dropped_answers) == {"special tokens in its text": 1}
-    assert fitted.dropped["prompt longer than 3 tokens"] == 1
-    assert sum(n for reason, n in fitted.dropped.items() if "must start with a user message" in reason) == 1
 
 
 JUNK: list[Any] = [

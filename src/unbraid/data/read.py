@@ -92,9 +92,6 @@ class ReadResult:
     skipped: list[BadRow] = field(default_factory=list)
     counts: dict[str, FileCount] = field(default_factory=dict)
 
-    def reasons(self, rows: Iterable[BadRow]) -> Counter[str]:
-        return Counter(r.reason for r in rows)
-
     def summary(self) -> str:
         """One line per file and one per reason, for people."""
         lines = [
@@ -103,7 +100,7 @@ class ReadResult:
             for name, c in self.counts.items()
         ]
         for word, rows in (("skipped", self.skipped), ("bad", self.bad)):
-            lines += [f"  {word} {n} x {reason}" for reason, n in self.reasons(rows).most_common()]
+            lines += [f"  {word} {n} x {reason}" for reason, n in _reasons(rows).most_common()]
         return "\n".join(lines)
 
 
@@ -134,8 +131,12 @@ def read_tasks(source: str, config: DataConfig) -> ReadResult:
     return books.result
 
 
+def _reasons(rows: Iterable[BadRow]) -> Counter[str]:
+    return Counter(r.reason for r in rows)
+
+
 def _most_common(result: ReadResult) -> str:
-    reasons = result.reasons(result.bad + result.skipped).most_common(3)
+    reasons = _reasons(result.bad + result.skipped).most_common(3)
     if not reasons:
         return "it holds no rows"
     return "most common reasons: " + "; ".join(f"{n} x {reason}" for reason, n in reasons)

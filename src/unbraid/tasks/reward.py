@@ -56,7 +56,8 @@ def score(task: Task, reading: Reading, config: RewardConfig) -> Reward:
 
     A malformed response counts as wrong in its mode. A response without a mode counts as a wrong no_think one.
     Choice: the paper checks the format first and leaves open what a failure does to the answer term; letting a
-    malformed call be right would pay for calls that no tool server would take.
+    malformed call be right would pay for calls that no tool server would take. What is said beside the calls is not
+    judged: where no call is right, not calling is.
     """
     well_formed = reading.reason is None and reading.mode is not Mode.NONE
     matches = comparator(config.compare, "reward.compare")

@@ -50,7 +50,7 @@ def calls_tokenizer() -> PreTrainedTokenizerFast:
     """One id per word, the same ids in every world."""
     vocabulary = {word: i for i, word in enumerate((PAD, UNKNOWN, STOP, *WORDS))}
     core = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
-    core.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue] (settable; the stub omits it)
+    core.pre_tokenizer = WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,

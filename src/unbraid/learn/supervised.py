@@ -24,21 +24,28 @@ from unbraid.tasks.task import Task
 
 
 class WarmupConfig(BaseModel):
-    """Supervised training. Choice: every value; the paper gives only the rule behind `labels: mixed`."""
+    """The supervised warm-up. Choice: every value; the paper gives only the rule behind `labels`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    steps: int = Field(60, ge=0, description="optimiser steps")
-    batch_examples: int = Field(64, ge=1, description="examples per step")
-    learning_rate: float = Field(1e-3, gt=0, description="peak of AdamW's rate; 1e-5 to 1e-4 suits large models")
-    ramp_steps: int = Field(5, ge=0, description="steps of linear rise to the peak")
-    decay: Literal["constant", "cosine"] = Field("cosine", description="what the rate does after the rise")
-    mode_weight: float = Field(10.0, ge=0, description="loss weight of the mode token; every other token has 1")
-    labels: Literal["mixed", "long", "short"] = Field(
-        "mixed", description="mixed: the short answer unless the task needs thinking (AutoTool's rule)"
-    )
-    max_grad_norm: float = Field(1.0, gt=0, description="gradient norm at which clipping starts")
-    micro_batch_tokens: int = Field(4096, ge=1, description="tokens per forward pass, padding included; memory only")
+    steps: int = Field(default=60, ge=0)
+    """Optimiser steps."""
+    batch_examples: int = Field(default=64, ge=1)
+    """Examples per step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak of AdamW's rate. The default suits the lab's models; 1e-5 to 1e-4 suits large ones."""
+    ramp_steps: int = Field(default=5, ge=0)
+    """Steps of linear rise to the peak."""
+    decay: Literal["constant", "cosine"] = "cosine"
+    """What the rate does after the rise: stay, or fall to 5 % of the peak."""
+    mode_weight: float = Field(default=10.0, ge=0)
+    """Loss weight of the token that is the choice of mode; every other response token has 1."""
+    labels: Literal["mixed", "long", "short"] = "mixed"
+    """Which answer to learn. mixed: the short one unless the task needs thinking. Source: arXiv 2603.13348."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradient norm at which clipping starts."""
+    micro_batch_tokens: int = Field(default=4096, ge=1)
+    """Tokens per forward pass, padding included. It decides memory, never the result."""
 
 
 @dataclass(frozen=True)

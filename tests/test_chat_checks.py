@@ -37,7 +37,7 @@ def test_a_delimiter_that_merges_with_its_neighbours():
     """One id alone, and others in context: words of the vocabulary, not added tokens."""
     words = ["<unk>", *TAGS, "[think]", "[no_think]", "so", "x", "<eos>"]
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="<eos>")
     tokenizer.chat_template = "{{ messages[0].content }} "
     apart = ChatFormat.build(tokenizer)

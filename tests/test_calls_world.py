@@ -312,6 +312,8 @@ def test_a_build_is_reproducible(tmp_path, monkeypatch):
 
 
 def test_the_command_reports_a_base_that_fails_its_gates(tmp_path, monkeypatch, capsys):
+    evaluation_tasks = CallsWorld.evaluation_tasks
+    monkeypatch.setattr(CallsWorld, "evaluation_tasks", lambda world, split: evaluation_tasks(world, split, 4))
     monkeypatch.setattr(base_model, "PRETRAINING", PRETRAINING.model_copy(update={"steps": 1, "batch_examples": 8}))
     assert base_model.main(["--seed", "3", "--out", str(tmp_path / "base")]) == 1
     printed = capsys.readouterr().out

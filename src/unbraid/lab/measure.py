@@ -58,7 +58,7 @@ def measure(
     prompts = {t.id: tuple(policy.format.prompt_ids(t.messages, t.tools)) for t in tasks}
     requests = [Request(t, prompts[t.id], sample, rule(t)) for t in tasks for sample in range(samples)]
     drawn = LocalSampler(policy).sample(requests, temperature=temperature, max_new_tokens=MAX_NEW_TOKENS, seed=seed)
-    score_trajectories(drawn, {t.id: t for t in tasks}, policy.format, reward_function(RewardConfig()))
+    score_trajectories(drawn, tasks, policy.format, reward_function(RewardConfig()))
     levels = [[x for x in drawn if x.level == str(k)] for k in range(LEVELS)]
     return Measured(
         accuracy=tuple(float(np.mean([x.correct for x in level])) for level in levels),

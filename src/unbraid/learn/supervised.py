@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from unbraid.chat.format import ChatFormat
 from unbraid.chat.types import Answer, Mode
-from unbraid.errors import ChatError
+from unbraid.errors import ChatError, ModelError
 from unbraid.tasks.task import Task
 
 
@@ -201,13 +201,16 @@ def weighted_loss_sum(model: nn.Module, rows: PackedRows) -> Tensor:
 
     Logits are computed only for columns in which some row has a loss.
     """
-    device = next(model.parameters()).device
+    embedding = model.get_input_embeddings().weight  # pyright: ignore[reportCallIssue]
+    device, dtype = embedding.device, embedding.dtype
+    # Additive, not boolean: eager attention adds whatever mask it is given.
+    mask = torch.zeros(rows.mask.shape, dtype=dtype).masked_fill(~rows.mask, torch.finfo(dtype).min)
     targets, weights = rows.ids[:, 1:], rows.weights[:, 1:]
     columns = weights.ne(0).any(0).nonzero().squeeze(-1)
     logits = model(
         input_ids=rows.ids[:, :-1].to(device),
         position_ids=rows.positions[:, :-1].to(device),
-        attention_mask=rows.mask[:, :, :-1, :-1].to(device),
+        attention_mask=mask[:, :, :-1, :-1].to(device),
         logits_to_keep=columns.to(device),
         use_cache=False,
     ).logits
@@ -224,9 +227,17 @@ class SupervisedTrainer:
         model: a causal language model of transformers, or a PEFT model around one. Parameters without
             `requires_grad` stay as they are.
         batches: the examples of each step.
+
+    Raises:
+        ModelError: if the model's attention takes no explicit mask; examples in one row would see each other.
     """
 
     def __init__(self, model: nn.Module, config: WarmupConfig, batches: Batches):
+        attention = str(getattr(model.config, "_attn_implementation", "sdpa"))
+        if attention not in ("sdpa", "eager"):
+            raise ModelError(
+                f"model.attention '{attention}' cannot keep packed examples apart: use sdpa for the warm-up"
+            )
         self.model, self.config, self.batches = model, config, batches
         self.step = 0
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -264,7 +275,7 @@ class SupervisedTrainer:
         self.model.eval()
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimiser and step."""
+        """Weights, optimiser and step: all there is, for a model without dropout draws nothing at random."""
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ CODE = sorted(path for folder in ("src", "tests", "benchmarks") for path in (ROO
 # A part may import those in the lines above its own, and itself.
 TIERS = (
     ("errors",),
-    ("tokens",),
+    ("plugins", "tokens"),
     ("chat",),
     ("tasks",),
     ("data",),
@@ -28,6 +28,7 @@ TIERS = (
     ("report", "serve"),
     ("recipe",),
     ("run",),
+    ("doctor",),
     ("lab",),
     ("cli",),
     ("__main__",),

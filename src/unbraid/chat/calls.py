@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unbraid.chat.plugin import resolve
 from unbraid.chat.types import Call, Problem
 from unbraid.errors import ChatError
+from unbraid.plugins import choose
 
 
 class CallFormat(ABC):
@@ -201,7 +201,7 @@ CALL_FORMATS: dict[str, CallFormat] = {
 
 def call_format(spec: str) -> CallFormat:
     """A format by name, or your own as `module:name` (an instance, or a class that needs no arguments)."""
-    found = resolve(spec, CALL_FORMATS, "chat.call_format")
+    found = choose(spec, CALL_FORMATS, ChatError, "chat.call_format")
     found = found() if isinstance(found, type) else found
     if not isinstance(found, CallFormat):
         raise ChatError(f"chat.call_format: '{spec}' is a {type(found).__name__}, not a CallFormat: subclass it")

@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Final
 
-from unbraid.chat.plugin import resolve
 from unbraid.chat.types import Call
+from unbraid.errors import ChatError
+from unbraid.plugins import choose
 
 Tools = Sequence[Mapping[str, Any]]
 Comparator = Callable[[Sequence[Call], Sequence[Call], Tools], bool]
@@ -48,7 +49,7 @@ COMPARATORS: dict[str, Comparator] = {"same_calls": same_calls, "ast_match": ast
 
 def comparator(spec: str, field: str = "comparator") -> Comparator:
     """A comparator by name, or your own function as `module:function`."""
-    return resolve(spec, COMPARATORS, field)
+    return choose(spec, COMPARATORS, ChatError, field)
 
 
 def _multiset(calls: Sequence[Call]) -> Counter[Hashable]:

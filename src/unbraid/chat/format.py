@@ -228,7 +228,9 @@ class ChatFormat:
             problems.add(Problem.REPEATED_THOUGHT)
         content = self._untag("".join(outside).strip())
         ordered = tuple(sorted(problems, key=_ORDER.__getitem__))
-        return Reading(mode, thoughts[0] if thoughts else "", tuple(calls), content, ordered)
+        # Choice: a truncated response has no mode; nobody knows what the rest of it would have done.
+        found = Mode.NONE if truncated else mode
+        return Reading(found, thoughts[0] if thoughts else "", tuple(calls), content, ordered)
 
     def _untag(self, content: str) -> str:
         before, after = self.calls.content_tags

@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from unbraid.chat.types import Answer, Mode
 from unbraid.data.conversations import messages, sharegpt
 from unbraid.data.row import Example, RowError
-from unbraid.data.sources import FileRow, call_source, file_rows, is_function
+from unbraid.data.sources import FileRow, call_source, file_rows
 from unbraid.data.toolrl import toolrl, toolrl_verl
 from unbraid.errors import DataError
+from unbraid.plugins import names_code
 from unbraid.tasks.task import Task
 
 
@@ -118,7 +119,7 @@ def read_tasks(source: str, config: DataConfig) -> ReadResult:
     if config.format != "auto" and config.format not in FORMATS:
         raise DataError(f"data.format: unknown format {config.format!r}: use auto, {', '.join(FORMATS)}")
     books = _Books(config.strict)
-    if is_function(source):
+    if names_code(source):
         for index, task in enumerate(call_source(source)):
             books.enter_row(source, index, "function")
             books.add(source, index, task)

@@ -9,18 +9,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from unbraid.errors import DataError, MissingExtraError
-from unbraid.tasks.load import load_function
+from unbraid.plugins import call
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")
-_FUNCTION = re.compile(r"(?P<name>(?:[\w.]+|.+\.py):\w+)(?:\?(?P<arguments>.*))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -33,26 +30,12 @@ class FileRow:
     reason: str = ""
 
 
-def is_function(source: str) -> bool:
-    """Whether `source` names a function ("module:function?key=value") and not a file or a data set."""
-    return not Path(source).exists() and _FUNCTION.fullmatch(source) is not None
-
-
-def call_source(source: str) -> Iterable[Any]:
-    """What the function that `source` names returns. Arguments are `key=value`, values read as YAML scalars.
-
-    Raises:
-        DataError: if it cannot be loaded, does not take these arguments, raises, or returns no iterable.
-    """
-    match = _FUNCTION.fullmatch(source)
-    if match is None:
-        raise DataError(f"{source!r} names no function: write module:function?key=value&key=value")
-    function = load_function(match["name"], DataError, "source")
+def call_source(source: str) -> Iterator[Any]:
+    """What the function that `source` names returns, one by one; whatever it raises becomes a DataError."""
+    found = call(source, DataError, "source")
+    if not isinstance(found, Iterable):
+        raise DataError(f"source {source!r} returned a {type(found).__name__}: return an iterable of Task")
     try:
-        pairs = parse_qsl(match["arguments"] or "", keep_blank_values=True, strict_parsing=bool(match["arguments"]))
-        found = function(**{key: yaml.safe_load(value) for key, value in pairs})
-        if not isinstance(found, Iterable):
-            raise TypeError(f"it returned a {type(found).__name__}, not an iterable of Task")
         yield from found
     except Exception as problem:
         raise DataError(

@@ -220,5 +220,20 @@ class CallsWorld:
         return _shuffled(tasks, rng)
 
 
+def train_set(world: int, known_share: float, count: int, seed: int = 0) -> list[Task]:
+    """Training prompts of a world: a source for recipes (see `CallsWorld.training_tasks`)."""
+    return CallsWorld(world).training_tasks(count, known_share, seed)
+
+
+def dev_set(world: int, per_level: int = EVALUATION_TASKS) -> list[Task]:
+    """The dev set of a world: a source for recipes. For choosing; results come from `test_set`."""
+    return CallsWorld(world).evaluation_tasks(Split.DEV, per_level)
+
+
+def test_set(world: int, per_level: int = EVALUATION_TASKS) -> list[Task]:
+    """The test set of a world: a source for recipes."""
+    return CallsWorld(world).evaluation_tasks(Split.TEST, per_level)
+
+
 def _shuffled(items: Sequence[T], rng: np.random.Generator) -> list[T]:
     return [items[i] for i in rng.permutation(len(items))]

@@ -1,5 +1,6 @@
 """Trajectories as tensors. Everything is aligned to targets: column t speaks of predicting ids[:, t + 1]."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -25,6 +26,7 @@ class TokenBatch:
     advantages: (B,) float64. mode: (B,) index into MODES.
     choice: (B, L) bool, the one target that is a free choice of mode.
     tokens: (B,) float64, sampled tokens of the whole trajectory (the normaliser of the sample mean).
+    think_share: (B,) float64, the mean probability of think over the free choices of the whole minibatch.
     """
 
     ids: Tensor
@@ -37,6 +39,7 @@ class TokenBatch:
     mode: Tensor
     choice: Tensor
     tokens: Tensor
+    think_share: Tensor
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -50,12 +53,14 @@ def collate(
     advantages: Sequence[float] | np.ndarray,
     choice_position: int,
     reference_logprobs: Sequence[np.ndarray] | None = None,
+    think_share: float = math.nan,
 ) -> TokenBatch:
     """Pad trajectories on the right.
 
     Args:
         choice_position: index of the mode token in a response (`ModePrefixes.position`).
         reference_logprobs: per trajectory (T,), as `Trajectory.logprobs`; None for no KL term.
+        think_share: `think_share` of the whole minibatch that this is a part of.
     """
     rows, longest = len(trajectories), max(len(t.ids) for t in trajectories)
 
@@ -81,4 +86,18 @@ def collate(
         mode=torch.tensor([MODES.index(t.mode) for t in trajectories]),
         choice=choice[:, 1:],
         tokens=torch.tensor([float(t.sampled.sum()) for t in trajectories], dtype=torch.float64),
+        think_share=torch.full((rows,), think_share, dtype=torch.float64),
     )
+
+
+def think_share(trajectories: Sequence[Trajectory]) -> float:
+    """Mean two-way probability of think over the free choices, at the weights that sampled; NaN without any.
+
+    A sampler that gives no choice probabilities leaves the observed modes as the estimate.
+    """
+    free = [t for t in trajectories if t.forced is Mode.AUTO]
+    pairs = np.array([t.choice_probs for t in free], dtype=float).reshape(-1, 2)
+    if np.isfinite(pairs).all() and len(pairs):
+        return float((pairs[:, 0] / pairs.sum(-1)).mean())
+    read = [t.mode is Mode.THINK for t in free if t.mode is not Mode.NONE]
+    return float(np.mean(read)) if read else math.nan

@@ -1,12 +1,13 @@
 """Exact checkpoints: a run stopped at any point and resumed equals the unbroken run bit for bit (CPU, same threads).
 
-A checkpoint is a folder that stock transformers or PEFT loads, with two more files: `trainer.pt` (optimiser, constraints
-with their optimisers, random states, watches) and `state.json` (step, threads, recipe fingerprint). It is written under
-another name, flushed, and renamed: it exists whole or not at all.
+A checkpoint is a folder that stock transformers or PEFT loads, with two more files: `trainer.pt` (optimiser,
+constraints with their optimisers, random states, watches) and `state.json` (step, threads, recipe fingerprint). It is
+written under another name, flushed, and renamed, and leaves in the opposite order: `step-*` folders are always whole.
 """
 
 import json
 import os
+import pickle
 import random
 import shutil
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
 
 from unbraid.errors import CheckpointError
 from unbraid.policy import Policy
@@ -32,6 +34,10 @@ class CheckpointConfig(BaseModel):
     """Most recent ones kept; the best by validation stays besides."""
 
 
+WRITING, DROPPING = ".writing-", ".dropping-"
+"""Prefixes of folders that are not checkpoints yet, or no longer. What a killed process left is cleared away."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """One checkpoint on disk. `step` is the number of iterations done."""
@@ -39,9 +45,9 @@ class Checkpoint:
     path: Path
     step: int
 
-    @property
-    def info(self) -> dict[str, Any]:
-        return json.loads((self.path / "state.json").read_text())
+
+UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError)
+"""What torch, transformers, safetensors and json raise for files that are cut short, changed or gone."""
 
 
 class CheckpointStore:
@@ -58,7 +64,7 @@ class CheckpointStore:
 
     def all(self) -> list[Checkpoint]:
         """Complete checkpoints, oldest first."""
-        found = [Checkpoint(p.parent, int(p.parent.name[5:])) for p in self.directory.glob("step-*/state.json")]
+        found = [Checkpoint(p, int(p.name.removeprefix("step-"))) for p in self.directory.glob("step-*")]
         return sorted(found, key=lambda c: c.step)
 
     def latest(self) -> Checkpoint | None:
@@ -66,10 +72,9 @@ class CheckpointStore:
 
     def save(self, step: int, policy: Policy, state: dict[str, Any], best_step: int | None) -> Checkpoint:
         """Write the checkpoint after `step` iterations, then drop those that are no longer kept."""
+        self._clear_leftovers()
         target = self.directory / f"step-{step:06d}"
-        partial = self.directory / f".writing-{step:06d}"
-        for stale in (partial, target):
-            shutil.rmtree(stale, ignore_errors=True)
+        partial = self.directory / f"{WRITING}{step:06d}"
         partial.mkdir(parents=True)
         policy.save(partial)
         torch.save({**state, "random": random_state()}, partial / "trainer.pt")
@@ -78,40 +83,58 @@ class CheckpointStore:
         _flush(partial)
         partial.rename(target)
         _flush(self.directory)
-        keep = {c.step for c in self.all()[-self.config.keep :]} | {best_step}
-        for checkpoint in self.all():
-            if checkpoint.step not in keep:
-                shutil.rmtree(checkpoint.path)
+        self._drop_old(best_step)
         return Checkpoint(target, step)
 
     def restore(self, checkpoint: Checkpoint, policy: Policy) -> dict[str, Any]:
-        """Load weights and random states; returns what `save` was given as `state`.
+        """Load weights, random states and the thread count; returns what `save` was given as `state`.
 
         Raises:
             CheckpointError: the checkpoint belongs to another recipe, or cannot be read.
         """
-        info = checkpoint.info
-        if info["fingerprint"] != self.fingerprint:
-            raise CheckpointError(
-                f"{checkpoint.path} was written with another recipe: resume with the recipe.yaml of that run, or choose "
-                "another run directory"
-            )
+        self._clear_leftovers()
         try:
+            info = json.loads((checkpoint.path / "state.json").read_text())
+            if info["fingerprint"] != self.fingerprint:
+                raise CheckpointError(
+                    f"{checkpoint.path} was written with another recipe: resume with the recipe.yaml of that run, or "
+                    "choose another run directory"
+                )
             policy.load_weights(checkpoint.path)
-            state = torch.load(checkpoint.path / "trainer.pt", weights_only=False)
-        except (OSError, RuntimeError, EOFError) as error:
+            state = torch.load(checkpoint.path / "trainer.pt", weights_only=True)
+            threads, random_states = info["threads"], state.pop("random")
+        except CheckpointError:
+            raise
+        except UNREADABLE as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise CheckpointError(
-                f"{checkpoint.path} cannot be read ({str(error).splitlines()[0]}): delete this folder and resume again"
+                f"{checkpoint.path} cannot be read ({reason}): delete this folder and resume again from the one before"
             ) from error
-        torch.set_num_threads(info["threads"])
-        restore_random_state(state.pop("random"))
+        torch.set_num_threads(threads)
+        restore_random_state(random_states)
         return state
+
+    def _drop_old(self, best_step: int | None) -> None:
+        kept = {c.step for c in self.all()[-self.config.keep :]} | {best_step}
+        for checkpoint in self.all():
+            if checkpoint.step not in kept:
+                leaving = self.directory / f"{DROPPING}{checkpoint.step:06d}"
+                checkpoint.path.rename(leaving)
+                shutil.rmtree(leaving)
+
+    def _clear_leftovers(self) -> None:
+        for prefix in (WRITING, DROPPING):
+            for leftover in self.directory.glob(f"{prefix}*"):
+                shutil.rmtree(leftover)
 
 
 def random_state() -> dict[str, Any]:
     """States of the global generators. Sampling and data order do not use them; user code may."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": np.random.get_state(), "python": random.getstate()}
+    name, key, *rest = np.random.get_state()
+    # A plain list: checkpoints are read without unpickling arbitrary objects.
+    numpy = (name, np.asarray(key).tolist(), *rest)
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": numpy, "python": random.getstate()}
 
 
 def restore_random_state(state: dict[str, Any]) -> None:

@@ -59,11 +59,12 @@ class ConstraintConfig(BaseModel):
     """Names the constraint in logs."""
     group_by: Literal["all", "mode", "role", "mode+role"] = "all"
     """Which tokens share a target: all of them, by the mode of the response, by role, or by both."""
-    measure: Literal["response", "choice"] = "response"
-    """Full-vocabulary entropy of every token of the group, or two-way entropy of the mode choice."""
+    measure: Literal["response", "choice", "choice_rate"] = "response"
+    """Full-vocabulary entropy of every token of the group; two-way entropy of each mode choice; or two-way entropy of
+    the mean choice over the batch, which lets every single choice be certain as long as both modes are in use."""
     target: float | dict[str, float] = 0.2
     """Nats; one number, or one per group (`think`, `no_think`; `reasoning`, `action`; `think/action`, …)."""
-    coefficient: float | Adaptive | dict[str, float | Adaptive] = 0.0
+    coefficient: float | Adaptive | dict[str, float | Adaptive] = Field(0.0, union_mode="left_to_right")
     """β: fixed or adaptive, one or one per group. Groups that a mapping leaves out are free."""
     gate: Literal["none", "sample", "batch"] = "sample"
     """The bonus acts always, on samples at or below target (AutoTool), or while the group's mean is (Skywork-OR1)."""
@@ -85,7 +86,7 @@ class _Group:
     opened: float = 0.0
 
     def is_idle(self) -> bool:
-        return self.adaptive is None and float(self.beta) == 0.0
+        return self.adaptive is None and self.beta.item() == 0.0
 
 
 class Constraint:
@@ -100,6 +101,10 @@ class Constraint:
         """True if the constraint can neither act nor learn, whatever is sampled."""
         return all(group.is_idle() for group in self._groups.values())
 
+    def holds_choice(self) -> bool:
+        """True if the constraint acts on the choice of mode."""
+        return self.config.measure != "response" and not self.is_idle()
+
     def bonus(self, batch: TokenBatch, scores: Scores, samples: float) -> Tensor:
         """This micro-batch's share of the bonus, a scalar with gradient; also gathers what `update` needs.
 
@@ -107,17 +112,26 @@ class Constraint:
             samples: N, the number of samples in the whole batch (over micro-batches and ranks).
         """
         bonus = torch.zeros((), dtype=torch.float64, device=batch.ids.device)
-        values = scores.entropy if self.config.measure == "response" else scores.choice_entropy
-        eligible = batch.sampled if self.config.measure == "response" else batch.choice
+        values, eligible = {
+            "response": (scores.entropy, batch.sampled),
+            "choice": (scores.choice_entropy, batch.choice),
+            "choice_rate": (scores.choice_think, batch.choice),
+        }[self.config.measure]
         for name, group in self._groups.items():
             mask = eligible & self._members(name, batch)
             count = mask.sum(-1)
             has = count > 0
-            entropy = (values.double() * mask).sum(-1) / count.clamp(min=1)
-            below = has & (entropy.detach() <= self._target(group))
+            lever = (values.double() * mask).sum(-1) / count.clamp(min=1)
+            entropy = lever.detach()
+            if self.config.measure == "choice_rate":
+                # H(p̄) of the mean p̄ = Σ p_i / N is not a sum over samples, but its gradient is: dH/dp̄ · dp_i / N.
+                share = batch.think_share.clamp(1e-6, 1 - 1e-6)
+                lever = lever * torch.log((1 - share) / share)
+                entropy = -(share * share.log() + (1 - share) * (1 - share).log())
+            below = has & (entropy <= self._target(group))
             gate = {"none": has, "sample": below, "batch": has & self._batch_gate(group)}[self.config.gate]
-            bonus = bonus + float(group.beta) * (entropy * gate).sum() / samples
-            group.total += float(entropy.detach()[has].sum())
+            bonus = bonus + group.beta.item() * (lever * gate).sum() / samples
+            group.total += float(entropy[has].sum())
             group.count += float(has.sum())
             group.opened += float(gate.sum())
         return bonus
@@ -136,7 +150,7 @@ class Constraint:
                 self._learn(group, group.mean - target)
                 logged[f"constraint/{self.config.name}/{name}/entropy"] = group.mean
                 logged[f"constraint/{self.config.name}/{name}/gate_open"] = group.opened / group.count
-            logged[f"constraint/{self.config.name}/{name}/coefficient"] = float(group.beta)
+            logged[f"constraint/{self.config.name}/{name}/coefficient"] = group.beta.item()
             logged[f"constraint/{self.config.name}/{name}/target"] = target
             group.total = group.count = group.opened = 0.0
         self.progress = progress
@@ -146,7 +160,7 @@ class Constraint:
         """Everything that `load_state_dict` needs to go on bit for bit (taken between steps)."""
         groups = {
             name: {
-                "beta": float(group.beta),
+                "beta": group.beta.item(),
                 "mean": group.mean,
                 "optimiser": group.optimiser.state_dict() if group.optimiser else None,
             }

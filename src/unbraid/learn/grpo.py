@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from unbraid.chat.types import Mode
 from unbraid.learn.advantages import Scale, group_advantages
-from unbraid.learn.batch import TokenBatch, collate
+from unbraid.learn.batch import TokenBatch, collate, think_share
 from unbraid.learn.constraint import Constraint
 from unbraid.learn.objective import Averaging, kl_terms, policy_terms, score_tokens, token_weights
 from unbraid.policy import Policy
@@ -143,6 +143,7 @@ def _optimiser_step(
     kept = {i: t for i in rows if (t := _needed(trajectories[i], advantages[i], constraints, config, modes.position))}
     # Short with short: less padding. Ties by index, so that the order is a function of the batch alone.
     order = sorted(kept, key=lambda i: (len(kept[i].ids), i))
+    share = think_share([trajectories[i] for i in rows])
     sums = {"loss": 0.0, "grad_norm": 0.0, "clip_share": 0.0, "kl": 0.0}
     model.train()
     optimiser.zero_grad(set_to_none=True)
@@ -153,6 +154,7 @@ def _optimiser_step(
             advantages[part],
             modes.position,
             [reference[i][: len(kept[i].ids)] for i in part] if reference else None,
+            share,
         ).to(policy.device)
         loss = micro_batch_loss(policy, batch, constraints, config, temperature, samples, tokens, sums)
         loss.backward()

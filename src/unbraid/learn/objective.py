@@ -16,12 +16,14 @@ class Scores:
     """What the current policy says of a batch; all with gradient, nats, zero where the target was not sampled.
 
     logprobs, entropy: (B, L). choice_entropy: (B, L), the two-way entropy of {think, no_think} at the free mode choice.
-    choice_outside: (B, L), probability mass on any other id there (no gradient).
+    choice_think: (B, L), the two-way probability of think there. choice_outside: (B, L), probability mass on any other
+    id there (no gradient).
     """
 
     logprobs: Tensor
     entropy: Tensor
     choice_entropy: Tensor
+    choice_think: Tensor
     choice_outside: Tensor
 
 
@@ -53,6 +55,7 @@ def score_tokens(model: Any, batch: TokenBatch, temperature: float, choice_ids: 
         logprobs=spread(chosen, batch.sampled),
         entropy=spread(entropy, batch.sampled),
         choice_entropy=spread(-(two_way.exp() * two_way).sum(-1), batch.choice),
+        choice_think=spread(two_way[:, 0].exp(), batch.choice),
         choice_outside=spread(outside, batch.choice),
     )
 

@@ -1,11 +1,12 @@
 """The RL loop, top to bottom: sample, score, learn, log, validate, save."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,28 +14,20 @@ import torch
 from unbraid.chat.types import Mode
 from unbraid.errors import CollapseError
 from unbraid.learn.advantages import mode_votes
+from unbraid.learn.batch import think_share
 from unbraid.learn.checkpoint import CheckpointStore
 from unbraid.learn.collapse import CollapseWatch
 from unbraid.learn.constraint import Constraint
 from unbraid.learn.grpo import LearnConfig, make_optimiser, mode_flags, update
-from unbraid.learn.log import RunLog
+from unbraid.learn.log import METRICS, RunLog
 from unbraid.learn.metrics import rollout_metrics
 from unbraid.learn.stream import TaskStream
 from unbraid.policy import Policy
 from unbraid.rollout.config import RolloutConfig
-from unbraid.rollout.local import Request
-from unbraid.rollout.scoring import score_trajectories
+from unbraid.rollout.scoring import Sampler, draw, score_trajectories
 from unbraid.rollout.trajectory import Trajectory
 from unbraid.tasks.reward import RewardFunction
 from unbraid.tasks.task import Task
-
-
-class Sampler(Protocol):
-    """Whatever draws trajectories: the local sampler, or a server."""
-
-    def sample(
-        self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int, seed: object = 0
-    ) -> list[Trajectory]: ...
 
 
 @dataclass
@@ -79,30 +72,35 @@ class Training:
             self.watch.load_state_dict(saved["watch"])
             for constraint, state in zip(self.constraints, saved["constraints"], strict=True):
                 constraint.load_state_dict(state)
+            self._stop_if_collapsed(done)
         # Without a checkpoint every earlier line of the log is of steps that are about to be taken again.
-        with RunLog(self.run_dir, resume_step=done if checkpoint or (self.run_dir / "metrics.jsonl").exists() else None) as log:
+        logged = (self.run_dir / METRICS).exists()
+        with RunLog(self.run_dir, resume_step=done if checkpoint or logged else None) as log:
             for step in range(done, self.learn.steps):
                 metrics = self._step(step, stream, optimiser, log)
                 self._validate(step + 1, best, metrics)
                 log.step(step + 1, metrics)
                 self.on_step(step + 1, metrics)
-                stop = self.learn.stop_on_collapse and self.watch.collapsed
-                if stop or (step + 1) % self.store.config.every == 0 or step + 1 == self.learn.steps:
+                last = step + 1 == self.learn.steps or (self.learn.stop_on_collapse and self.watch.collapsed)
+                if last or (step + 1) % self.store.config.every == 0 or best["step"] == step + 1:
                     self.store.save(step + 1, self.policy, self._state(optimiser, best), int(best["step"]) or None)
-                if stop:
-                    raise CollapseError(
-                        f"stopped after step {step + 1}: one mode has vanished (learn.stop_on_collapse); change the "
-                        f"constraints or learn.advantage_scale and start again; the run so far is in {self.run_dir}"
-                    )
+                self._stop_if_collapsed(step + 1)
         return int(best["step"]) or self.learn.steps
+
+    def _stop_if_collapsed(self, done: int) -> None:
+        if self.learn.stop_on_collapse and self.watch.collapsed:
+            raise CollapseError(
+                f"stopped after step {done}: one mode has vanished (learn.stop_on_collapse); change the constraints or "
+                f"learn.advantage_scale and start again; the run so far is in {self.run_dir}"
+            )
 
     def _step(self, step: int, stream: TaskStream, optimiser: torch.optim.Optimizer, log: RunLog) -> dict[str, Any]:
         clock = StageClock()
         tasks = stream.batch(step, self.rollout.prompts)
         with clock("rollout"):
-            trajectories = self._sample(tasks, [Mode.AUTO] * self.rollout.samples, ("train", step))
+            trajectories = self._draw(tasks, [Mode.AUTO] * self.rollout.samples, "train", step)
         with clock("score"):
-            score_trajectories(trajectories, {t.id: t for t in tasks}, self.policy.format, self.reward)
+            score_trajectories(trajectories, tasks, self.policy.format, self.reward)
         groups = np.repeat(np.arange(len(tasks)), self.rollout.samples)
         with clock("learn"):
             result = update(
@@ -127,20 +125,15 @@ class Training:
         sampled = sum(int(t.sampled.sum()) for t in trajectories)
         return metrics | clock.metrics({"rollout": sampled, "learn": sampled})
 
-    def _sample(self, tasks: Sequence[Task], modes: Sequence[Mode], stream: tuple[str, int]) -> list[Trajectory]:
-        """Responses in task order, one per entry of `modes` for each task."""
-        format = self.policy.format
-        prompts = [tuple(format.prompt_ids(task.messages, task.tools)) for task in tasks]
-        requests = [
-            Request(task, prompt, sample, mode)
-            for task, prompt in zip(tasks, prompts, strict=True)
-            for sample, mode in enumerate(modes)
-        ]
-        return self.sampler.sample(
-            requests,
+    def _draw(self, tasks: Sequence[Task], modes: Sequence[Mode], stream: str, step: int) -> list[Trajectory]:
+        return draw(
+            self.sampler,
+            self.policy.format,
+            tasks,
+            modes,
             temperature=self.rollout.temperature,
             max_new_tokens=self.rollout.max_new_tokens,
-            seed=(self.seed, *stream),
+            seed=(self.seed, stream, step),
         )
 
     def _watch_modes(
@@ -151,14 +144,18 @@ class Training:
         rewards = np.array([t.reward for t in trajectories])
         votes = mode_votes(rewards, groups, think, valid)
         metrics |= {f"vote/{scale}": vote for scale, (vote, _) in votes.items()}
-        shares = [float(think[(groups == g) & valid].mean()) for g in np.unique(groups) if (valid & (groups == g)).any()]
-        for message in self.watch.see(*votes[self.learn.advantage_scale], shares, self.rollout.samples):
+        shares = [think_share([trajectories[i] for i in np.flatnonzero(groups == g)]) for g in np.unique(groups)]
+        exact = all(math.isfinite(p) for t in trajectories for p in t.choice_probs)
+        vote, error = votes[self.learn.advantage_scale]
+        held = any(c.holds_choice() for c in self.constraints)
+        known = [share for share in shares if math.isfinite(share)]
+        for message in self.watch.see(vote, error, known, None if exact else self.rollout.samples, held):
             log.note(message, step, level="warning")
 
     def _probe(self, tasks: Sequence[Task], step: int) -> dict[str, float]:
         """What thinking is worth now: this step's tasks answered once in each forced mode (costs tokens, moves nothing)."""
-        trajectories = self._sample(tasks, [Mode.NO_THINK, Mode.THINK], ("probe", step))
-        score_trajectories(trajectories, {t.id: t for t in tasks}, self.policy.format, self.reward)
+        trajectories = self._draw(tasks, [Mode.NO_THINK, Mode.THINK], "probe", step)
+        score_trajectories(trajectories, tasks, self.policy.format, self.reward)
         direct, thought = trajectories[0::2], trajectories[1::2]
         return {
             "probe/accuracy_gain": float(np.mean([t.correct for t in thought]) - np.mean([d.correct for d in direct])),

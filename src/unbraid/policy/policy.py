@@ -13,6 +13,7 @@ from torch import nn
 
 from unbraid.chat.format import ChatConfig, ChatFormat
 from unbraid.errors import ModelError
+from unbraid.plugins import call, names_code
 
 
 class AdapterConfig(BaseModel):
@@ -36,7 +37,7 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     path: str
-    """A Hugging Face folder or a hub name."""
+    """A Hugging Face folder, a hub name, or `module:function?key=value`: a function that returns a folder."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """Type of the weights. Full fine-tuning below float32 loses small updates; an adapter stays float32."""
     device: str = "auto"
@@ -115,15 +116,16 @@ def load_policy(config: ModelConfig, chat: ChatConfig) -> Policy:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     device = _device(config.device)
+    path = str(call(config.path, ModelError, "model.path") if names_code(config.path) else config.path)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(config.path)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            config.path, dtype=getattr(torch, config.dtype), attn_implementation=config.attention
+            path, dtype=getattr(torch, config.dtype), attn_implementation=config.attention
         )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"model.path '{config.path}' cannot be loaded: {reason} | give a folder with config.json, weights and "
+            f"model.path '{path}' cannot be loaded: {reason} | give a folder with config.json, weights and "
             "tokenizer, or a hub name that this machine can reach"
         ) from error
     format = ChatFormat.build(tokenizer, chat)

@@ -18,8 +18,6 @@ class RolloutConfig(BaseModel):
     """Log-probs, ratios and entropies are all of softmax(logits / temperature), in sampler and trainer alike."""
     max_new_tokens: int = Field(512, ge=2)
     """Budget of a response in tokens, stop token included."""
-    max_prompt_tokens: int = Field(4096, ge=1)
-    """Tasks with longer prompts are left out, and counted."""
     max_batch: int = Field(512, ge=1)
     """Most rows that the local sampler decodes together."""
 

@@ -1,27 +1,62 @@
-"""From sampled ids to a reward: read every response once, and write what was found on its trajectory."""
+"""Asking for responses to tasks, and writing on each what it is worth."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+
+from typing import Protocol
 
 from unbraid.chat.format import ChatFormat
+from unbraid.chat.types import Mode
+from unbraid.rollout.local import Request
 from unbraid.rollout.trajectory import Finish, Trajectory
 from unbraid.tasks.reward import RewardFunction
 from unbraid.tasks.task import Task
 
 
+class Sampler(Protocol):
+    """Whatever draws trajectories: the local sampler, or a server."""
+
+    def sample(
+        self, requests: Sequence[Request], *, temperature: float, max_new_tokens: int, seed: object = 0
+    ) -> list[Trajectory]:
+        """One trajectory per request, in order."""
+        ...
+
+
+def draw(
+    sampler: Sampler,
+    format: ChatFormat,
+    tasks: Sequence[Task],
+    modes: Sequence[Mode],
+    *,
+    temperature: float,
+    max_new_tokens: int,
+    seed: object = 0,
+) -> list[Trajectory]:
+    """One response per task and entry of `modes`, in task order; not yet scored."""
+    prompts = [tuple(format.prompt_ids(task.messages, task.tools)) for task in tasks]
+    requests = [
+        Request(task, prompt, sample, mode)
+        for task, prompt in zip(tasks, prompts, strict=True)
+        for sample, mode in enumerate(modes)
+    ]
+    return sampler.sample(requests, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+
+
 def score_trajectories(
-    trajectories: Sequence[Trajectory], tasks: Mapping[str, Task], format: ChatFormat, reward: RewardFunction
+    trajectories: Sequence[Trajectory], tasks: Sequence[Task], format: ChatFormat, reward: RewardFunction
 ) -> None:
     """Fill in mode, reward, its parts, correctness and reason of each trajectory, in place.
 
     Args:
-        tasks: by id; every trajectory's task must be there.
+        tasks: those that were asked, in any order.
 
     Raises:
         RewardError: a user's reward function failed; the message names the task.
     """
+    by_id = {task.id: task for task in tasks}
     for trajectory in trajectories:
         reading = format.read(trajectory.response_ids.tolist(), truncated=trajectory.finish is Finish.LENGTH)
-        result = reward(tasks[trajectory.task_id], reading)
+        result = reward(by_id[trajectory.task_id], reading)
         trajectory.mode = reading.mode
         trajectory.reward = result.total
         trajectory.reward_parts = dict(result.parts)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from unbraid.chat.compare import comparator
 from unbraid.chat.types import Call, Mode, Problem, Reading
 from unbraid.errors import RewardError
-from unbraid.tasks.load import load_function
+from unbraid.plugins import load_object
 from unbraid.tasks.task import Task
 
 
@@ -95,7 +95,7 @@ def reward_function(config: RewardConfig) -> RewardFunction:
     if not config.function:
         comparator(config.compare, "reward.compare")  # fails here and not in the middle of a run
         return lambda task, reading: score(task, reading, config)
-    theirs = load_function(config.function, RewardError, "reward.function")
+    theirs = load_object(config.function, RewardError, "reward.function")
 
     def checked(task: Task, reading: Reading) -> Reward:
         try:

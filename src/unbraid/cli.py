@@ -1,0 +1,198 @@
+"""The command `unbraid`: parse, call, print. Everything here can be had from Python in as few lines."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from unbraid.errors import UnbraidError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+lab = typer.Typer(no_args_is_help=True, help="Desk-scale worlds: small enough to train from nothing, with known answers.")
+app.add_typer(lab, name="lab")
+console, errors = Console(), Console(stderr=True)
+
+Layers = Annotated[
+    list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE]...", help="Recipe files or shipped names, then overrides.")
+]
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")]
+
+
+@app.callback()
+def about() -> None:
+    """Post-training for language models that use tools: think only when it pays."""
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder of the runs and of report.html.")] = Path("runs/quickstart"),
+    seed: Annotated[int, typer.Option(help="Of warm-up and RL.")] = 0,
+    world: Annotated[int, typer.Option(help="Of the calls world; others than 0 first build a base (5 minutes).")] = 0,
+    jobs: Annotated[int, typer.Option(help="Processes at a time; 0 = one per core, at most 3.")] = 0,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For all three runs.")] = None,
+) -> None:
+    """The whole loop on a laptop in minutes: warm up, train three ways, compare, write one page."""
+    from unbraid.lab import quickstart as lab_quickstart
+    from unbraid.report.terminal import score_table
+
+    report = lab_quickstart.quickstart(out, seed, world, overrides or [], jobs, errors)
+    console.print(score_table(report))
+    for line in report.summary:
+        console.print(line, highlight=False)
+    console.print(f"\n[bold]{out / 'report.html'}[/] shows it all", highlight=False)
+
+
+@app.command()
+def train(
+    recipe: Layers,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in the folder stands.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and estimate the run; as `doctor`.")] = False,
+) -> None:
+    """Warm up, train, evaluate and report, as a recipe says."""
+    from unbraid import run
+
+    if dry_run:
+        return doctor(recipe)
+    loaded = _load(recipe)
+    run_dir = out or Path("runs") / loaded.name
+    with _Bars() as bars:
+        run.train(loaded, run_dir, resume, bars.show)
+    report = run.report_runs([run_dir], run_dir / "report.html")
+    _print_scores(report)
+    console.print(f"\nmodel [bold]{run_dir / 'final'}[/]   page [bold]{run_dir / 'report.html'}[/]", highlight=False)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For instance tasks.test=rows.jsonl.")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="Folder in the run that holds the weights.")] = "final",
+) -> None:
+    """Evaluate a trained run again, perhaps on other tasks or in other modes; replaces its scores and its page."""
+    from unbraid import run as runs
+    from unbraid.recipe import load_recipe
+
+    runs.recipe_of(run)
+    recipe = load_recipe([run / "recipe.yaml"], overrides or [])
+    policy = runs.load_policy(recipe.model, recipe.chat)
+    policy.load_weights(run / checkpoint)
+    with _Bars() as bars:
+        runs.evaluate_run(recipe, policy, runs.load_tasks(recipe, policy).test, run, bars.show)
+    _print_scores(runs.report_runs([run], run / "report.html"))
+
+
+@app.command()
+def report(
+    runs: Runs, out: Annotated[Path, typer.Option(help="Page to write.")] = Path("report.html"), title: str = ""
+) -> None:
+    """One page about one or more finished runs."""
+    from unbraid.run import report_runs
+
+    _print_scores(report_runs(runs, out, title))
+    console.print(f"page [bold]{out}[/]", highlight=False)
+
+
+@app.command()
+def doctor(recipe: Layers) -> None:
+    """Check a recipe before spending anything on it: template, delimiters, reward, memory, time."""
+    from unbraid.doctor import diagnose, print_findings
+
+    findings = diagnose(_load(recipe), errors)
+    print_findings(findings, console)
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def recipes(recipe: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE]... [KEY=VALUE]...")] = None) -> None:
+    """List the shipped recipes, or print one as it will be used, defaults included."""
+    from unbraid.recipe import shipped_recipes
+
+    if recipe:
+        return console.print(_load(recipe).to_yaml(), highlight=False, markup=False, soft_wrap=True)
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for name, line in shipped_recipes().items():
+        table.add_row(f"[bold]{name}[/]", line)
+    console.print(table)
+
+
+@lab.command("base")
+def lab_base(
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    world: Annotated[int, typer.Option(help="Seed of the world; every seed is another world.")] = 0,
+) -> None:
+    """Pre-train the base model of a calls world from nothing (about 5 minutes) and print its gates."""
+    from unbraid.lab.base_model import main as build
+
+    raise typer.Exit(build(["--seed", str(world), "--out", str(out)]))
+
+
+class _Bars:
+    """One progress bar per stage, with the time left."""
+
+    def __enter__(self) -> "_Bars":
+        self.progress = Progress(
+            TextColumn("{task.description:<9}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=errors,
+        )  # fmt: skip
+        self.bars: dict[str, Any] = {}
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def show(self, stage: str, done: int, total: int, metrics: dict[str, Any]) -> None:
+        """A `run.Progress`."""
+        if stage not in self.bars:
+            self.bars[stage] = self.progress.add_task(stage, total=total, note="")
+        shown = [("loss", ".3f"), ("accuracy", ".2f"), ("think_rate", ".2f"), ("tokens", ".0f")]
+        note = "  ".join(
+            f"{key.replace('_', ' ')} {metrics[key]:{form}}"
+            for key, form in shown
+            if isinstance(metrics.get(key), int | float)
+        )
+        self.progress.update(self.bars[stage], completed=done, total=total, note=note)
+
+
+def _load(items: list[str]) -> Any:
+    """Layers and overrides, told apart by their `=`."""
+    from unbraid.recipe import load_recipe
+
+    return load_recipe([i for i in items if "=" not in i], [i for i in items if "=" in i])
+
+
+def _print_scores(found: Any) -> None:
+    from unbraid.report.terminal import score_table
+
+    console.print(score_table(found, everything=True))
+
+
+def main() -> None:
+    """Entry point: errors of ours are one line, without a traceback."""
+    try:
+        app(standalone_mode=False)
+    except UnbraidError as error:
+        errors.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        errors.print("stopped; `unbraid train … --resume` goes on from the last checkpoint", highlight=False)
+        sys.exit(130)
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "show"):
+            error.show()  # pyright: ignore[reportAttributeAccessIssue] (a usage error of the command line)
+            sys.exit(2)
+        raise
+
+
+if __name__ == "__main__":
+    main()

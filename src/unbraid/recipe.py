@@ -109,21 +109,29 @@ def shipped_recipes() -> dict[str, str]:
     }
 
 
-def _read(layer: str | Path, base: Path) -> dict[str, Any]:
-    """One layer with everything it extends."""
-    path = _find(layer, base)
+def _read(layer: str | Path, base: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """One layer with everything it extends; `above` are the layers that lead here."""
+    path = _find(layer, base).resolve()
+    if path in above:
+        circle = " → ".join(p.name for p in (*above[above.index(path) :], path))
+        raise RecipeError(f"{path}: extends itself ({circle}): remove one `extends`")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read as text ({error}): give a YAML file in UTF-8") from error
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
         line = f", line {place.line + 1}" if place else ""
         raise RecipeError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}): correct it") from error
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: holds {type(content).__name__}, not a mapping: a recipe is `key: value` lines")
-    extends = content.pop("extends", [])
+    extends = content.pop("extends", None) or []
+    parents = [extends] if isinstance(extends, str) else extends
+    if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents):
+        raise RecipeError(f"{path}: extends is {extends!r}: write the name of a recipe, or a list of names")
     merged: dict[str, Any] = {}
-    for parent in [extends] if isinstance(extends, str) else extends:
-        merged = _merge(merged, _read(parent, path.parent))
+    for parent in parents:
+        merged = _merge(merged, _read(parent, path.parent, (*above, path)))
     return _merge(merged, content)
 
 
@@ -213,5 +221,3 @@ def field_count(model: type[BaseModel] = Recipe) -> int:
         inner = _models_in(field.annotation)
         total += sum(field_count(m) for m in inner) if inner else 1
     return total
-
-

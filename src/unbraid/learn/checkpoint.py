@@ -28,9 +28,9 @@ class CheckpointConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    every: int = Field(20, ge=1)
+    every: int = Field(default=20, ge=1)
     """Steps between checkpoints; the last step always writes one."""
-    keep: int = Field(2, ge=1)
+    keep: int = Field(default=2, ge=1)
     """Most recent ones kept; the best by validation stays besides."""
 
 

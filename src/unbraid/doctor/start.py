@@ -125,12 +125,12 @@ def _check_group(constraint: ConstraintConfig, group: str, trial: Trial, updates
     if not isinstance(setting, Adaptive):
         return Finding("ok", "constraints", f"{said}; coefficient fixed at {setting:g}")
     gap = target - entropy
-    speed = setting.lr * (gap if setting.rule == "gradient" else math.copysign(1, gap))
+    speed = setting.learning_rate * (gap if setting.rule == "gradient" else math.copysign(1, gap))
     end = min(max(setting.start + speed * updates, setting.min), setting.max)
     way = f"coefficient {setting.start:g} → {end:.3g} in {updates} updates if nothing moves"
     if gap > 0 and (end >= setting.max or end >= 10 * setting.start):
         advice = (
-            f"lower its target below {entropy:.2g}, its lr ({setting.lr:g}) or its max ({setting.max:g}), unless you "
+            f"lower its target below {entropy:.2g}, its learning_rate ({setting.learning_rate:g}) or its max ({setting.max:g}), unless you "
             "mean to raise the entropy of the start"
         )
         return Finding("warning", "constraints", f"{said}; it winds up: {way}", advice)

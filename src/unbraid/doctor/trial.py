@@ -21,8 +21,9 @@ from unbraid.learn.grpo import make_optimiser, mode_flags, update
 from unbraid.learn.log import write_rollouts
 from unbraid.learn.metrics import rollout_metrics
 from unbraid.learn.objective import score_tokens
+from unbraid.learn.schedule import epochs
 from unbraid.learn.stream import TaskStream
-from unbraid.learn.supervised import SupervisedTrainer, epochs, labels_to_examples
+from unbraid.learn.supervised import SupervisedTrainer, labels_to_examples
 from unbraid.policy import Policy
 from unbraid.recipe import Recipe
 from unbraid.rollout.local import LocalSampler

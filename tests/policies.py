@@ -1,6 +1,7 @@
 """Tiny random policies and hand-made trajectories that several test files need."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,8 @@ def tiny_policy(
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Qwen2ForCausalLM(config).to(dtype)
+        model: Any = Qwen2ForCausalLM(config)
+        model = model.to(dtype)
         if adapter:
             model = add_adapter(model, AdapterConfig(rank=4, alpha=8))
             for name, parameter in model.named_parameters():

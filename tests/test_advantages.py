@@ -42,8 +42,11 @@ def test_advantages_follow_their_samples_under_permutation():
 
 @pytest.mark.parametrize("known_share", [0.3, 0.45, 0.55, 0.7, 0.8])
 def test_votes_flip_at_the_thresholds_that_theory_predicts(known_share: float):
-    """Known prompts: both modes right (1 v .5). Unknown: thinking right (.5), direct wrong (−1). Dividing by the group's
-    deviation gives every prompt one vote (threshold 1/2), centring alone weighs stakes .5 against 1.5 (threshold 3/4)."""
+    """Known prompts: both modes right (1 v .5). Unknown: thinking right (.5), direct wrong (-1).
+
+    Dividing by the group's deviation gives every prompt one vote (threshold 1/2); centring alone weighs stakes, .5
+    against 1.5 (threshold 3/4).
+    """
     rng = np.random.default_rng(0)
     prompts, samples = 400, 8
     groups = np.repeat(np.arange(prompts), samples)

@@ -1,22 +1,25 @@
 """Entropy constraints against the paper's formulas written as plain loops, and their state."""
 
 import copy
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
-
 from policies import sampled_batch, tiny_policy
+
 from unbraid.chat.types import Mode
 from unbraid.learn.batch import TokenBatch, collate
 from unbraid.learn.constraint import Adaptive, Anneal, Constraint, ConstraintConfig
 from unbraid.learn.objective import Scores, score_tokens
 
+Rule = Literal["gradient", "adam", "step"]
+RULES: tuple[Rule, ...] = ("gradient", "adam", "step")
 PUBLISHED = ConstraintConfig(
     name="decoupled",
     group_by="mode",
     target={"no_think": 0.1, "think": 2.2},
-    coefficient={"no_think": 0.03, "think": Adaptive(start=0.01, lr=0.05)},
+    coefficient={"no_think": 0.03, "think": Adaptive(start=0.01, learning_rate=0.05)},
 )
 
 
@@ -72,13 +75,13 @@ def test_bonus_raises_entropy_through_its_gradient():
     assert float(total()) > float(before)
 
 
-@pytest.mark.parametrize("rule", ["gradient", "adam", "step"])
+@pytest.mark.parametrize("rule", RULES)
 def test_coefficient_rises_below_target_falls_above_and_stays_in_bounds(
-    rule: str, scored: tuple[TokenBatch, Scores, list[Mode]]
+    rule: Rule, scored: tuple[TokenBatch, Scores, list[Mode]]
 ):
     batch, scores, _ = scored
     for target, direction in ((50.0, 1), (1e-6, -1)):
-        adaptive = Adaptive(start=0.5, rule=rule, lr=0.01, max=0.6)  # type: ignore[arg-type]
+        adaptive = Adaptive(start=0.5, rule=rule, learning_rate=0.01, max=0.6)
         constraint = Constraint(ConstraintConfig(name="c", target=target, coefficient=adaptive))
         values = [0.5]
         for _ in range(80):
@@ -105,7 +108,7 @@ def test_responses_without_a_mode_get_no_term(scored: tuple[TokenBatch, Scores, 
     no_mode = copy.copy(batch)
     no_mode.mode = torch.full_like(batch.mode, 2)
     for group_by in ("all", "mode", "role", "mode+role"):
-        config = ConstraintConfig(name="c", group_by=group_by, coefficient=1.0, target=99.0)  # type: ignore[arg-type]
+        config = ConstraintConfig(name="c", group_by=group_by, coefficient=1.0, target=99.0)
         assert float(Constraint(config).bonus(no_mode, scores, len(batch))) == 0.0
 
 
@@ -144,11 +147,14 @@ def test_annealed_target_goes_linearly_to_its_end():
     assert seen[8] == pytest.approx(0.45 - 0.4 * 0.5) and seen[-1] == pytest.approx(0.05)
 
 
-@pytest.mark.parametrize("rule", ["gradient", "adam", "step"])
-def test_restored_state_goes_on_bit_for_bit(rule: str, scored: tuple[TokenBatch, Scores, list[Mode]]):
+@pytest.mark.parametrize("rule", RULES)
+def test_restored_state_goes_on_bit_for_bit(rule: Rule, scored: tuple[TokenBatch, Scores, list[Mode]]):
     batch, scores, _ = scored
     config = PUBLISHED.model_copy(
-        update={"coefficient": {"think": Adaptive(start=0.2, rule=rule, lr=0.013), "no_think": 0.1}, "gate": "batch"}  # type: ignore[arg-type]
+        update={
+            "coefficient": {"think": Adaptive(start=0.2, rule=rule, learning_rate=0.013), "no_think": 0.1},
+            "gate": "batch",
+        }
     )
     unbroken, first = Constraint(config), Constraint(config)
     rows = []

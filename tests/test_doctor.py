@@ -20,7 +20,7 @@ from unbraid.tasks import Reward, Task
 
 SMALL = (
     "tasks.train=unbraid.lab.calls_world:train_set?world=0&known_share=0.66&count=96",
-    "tasks.validation=unbraid.lab.calls_world:dev_set?world=0&per_level=6",
+    "tasks.validation=unbraid.lab.calls_world:held_out?world=0&split=dev&per_level=6",
     "tasks.test=null",
     "warmup.steps=12",
     "warmup.batch_examples=32",

@@ -40,7 +40,9 @@ def test_reading_agrees_with_construction(preset, call_format):
         sample = source.draw(*problems)
         reading = chat.read(sample.ids, sample.truncated)
         where = (number, problems, sample.text)
-        assert (reading.mode.value, reading.reason) == ("none" if sample.truncated else sample.mode, sample.reason), where
+        assert (reading.mode.value, reading.reason) == ("none" if sample.truncated else sample.mode, sample.reason), (
+            where
+        )
         assert list(reading.problems) == sorted(set(reading.problems), key=list(Problem).index), where
         if sample.reason is None:
             assert [(call.name, call.arguments) for call in reading.calls] == sample.calls, where

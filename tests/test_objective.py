@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-
 from policies import sampled_batch, tiny_policy
+
 from unbraid.learn.batch import collate
 from unbraid.learn.objective import kl_terms, policy_terms, score_tokens, token_weights
 

@@ -181,8 +181,8 @@ def test_fingerprint_ignores_what_no_checkpoint_depends_on(base, override):
     "override",
     [
         "seed=1", "model.path=other", "model.dtype=float64", "tasks.train=other", "data.strict=true", "warmup.steps=3",
-        "reward.format=0.3", "rollout.temperature=0.9", "learn.learning_rate=0.1", "evaluate.every=7", "chat.call_format=llama",
-        "constraints=[{name: a}]",
+        "reward.format=0.3", "rollout.temperature=0.9", "learn.learning_rate=0.1", "evaluate.every=7",
+        "constraints=[{name: a}]", "chat.call_format=llama",
     ],
 )  # fmt: skip
 def test_fingerprint_covers_what_a_checkpoint_depends_on(base, override):

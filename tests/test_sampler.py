@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from policies import calls_tasks, requests_for, tiny_policy
 from scipy import stats
 
-from policies import calls_tasks, requests_for, tiny_policy
 from unbraid.chat.types import Mode
 from unbraid.learn.batch import collate
 from unbraid.learn.objective import score_tokens

@@ -12,12 +12,11 @@ from torch.nn import functional
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from unbraid.errors import ModelError
+from unbraid.learn.schedule import epochs
 from unbraid.learn.supervised import (
     SupervisedExample,
     SupervisedTrainer,
     WarmupConfig,
-    epochs,
-    learning_rate,
     pack,
     weighted_loss_sum,
 )
@@ -200,14 +199,6 @@ def test_epochs_see_every_example_once_per_epoch_in_a_keyed_order():
     assert [e for s in range(5) for e in epochs(examples, 4, seed=6)(s)] != seen
 
 
-def test_learning_rate_rises_linearly_then_follows_the_schedule():
-    config = WarmupConfig(steps=100, ramp_steps=10, learning_rate=1.0)
-    assert [learning_rate(s, config) for s in (0, 4, 9, 10)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
-    assert learning_rate(55, config) == pytest.approx(0.525)
-    assert learning_rate(100, config) == pytest.approx(0.05)
-    assert learning_rate(70, config.model_copy(update={"decay": "constant"})) == 1.0
-
-
 def test_attention_without_masks_is_refused():
     model = tiny_model()
     model.config._attn_implementation = "flash_attention_2"
@@ -222,5 +213,3 @@ def test_impossible_examples_are_refused():
         SupervisedExample((), (2,), (1.0,))
     with pytest.raises(ValueError, match="row"):
         pack(some_examples(3), row_tokens=2)
-    with pytest.raises(ValueError, match="no examples"):
-        epochs([], 4, seed=0)

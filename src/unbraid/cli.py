@@ -12,7 +12,9 @@ from rich.table import Table
 from unbraid.errors import UnbraidError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-lab = typer.Typer(no_args_is_help=True, help="Desk-scale worlds: small enough to train from nothing, with known answers.")
+lab = typer.Typer(
+    no_args_is_help=True, help="Desk-scale worlds: small enough to train from nothing, with known answers."
+)
 app.add_typer(lab, name="lab")
 console, errors = Console(), Console(stderr=True)
 
@@ -51,7 +53,7 @@ def train(
     recipe: Layers,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in the folder stands.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and estimate the run; as `doctor`.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate only, as `doctor`.")] = False,
 ) -> None:
     """Warm up, train, evaluate and report, as a recipe says."""
     from unbraid import run

@@ -1,4 +1,4 @@
-"""A recipe says what to run: every module's own settings, composed. YAML in layers, dotted overrides, no unknown keys."""
+"""A recipe says what to run: every module's own settings, composed. YAML in layers, overrides, no unknown keys."""
 
 import hashlib
 import json
@@ -50,17 +50,17 @@ class Recipe(BaseModel):
     seed: int = 0
     """Keys every random choice of the run."""
     model: ModelConfig
-    chat: ChatConfig = ChatConfig()  # pyright: ignore[reportCallIssue] (every field has a default)
+    chat: ChatConfig = ChatConfig()
     tasks: TasksConfig
     data: DataConfig = DataConfig()
     warmup: WarmupConfig | None = None
     """Supervised warm-up before RL; null starts RL from the model as it is."""
     reward: RewardConfig = RewardConfig()
-    rollout: RolloutConfig = RolloutConfig()  # pyright: ignore[reportCallIssue]
-    learn: LearnConfig = LearnConfig()  # pyright: ignore[reportCallIssue]
+    rollout: RolloutConfig = RolloutConfig()
+    learn: LearnConfig = LearnConfig()
     constraints: tuple[ConstraintConfig, ...] = ()
     evaluate: EvaluateConfig = EvaluateConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()  # pyright: ignore[reportCallIssue]
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults included; loading it gives an equal one."""
@@ -77,12 +77,12 @@ def load_recipe(layers: Sequence[str | Path], overrides: Sequence[str] = ()) -> 
     """Compose a recipe.
 
     Args:
-        layers: files, or names of shipped recipes (`unbraid recipes` lists them). Later layers win: mappings are merged,
-            everything else is replaced. A layer's own `extends:` (one name or a list) comes before it.
+        layers: files, or names of shipped recipes (`unbraid recipes` lists them). Later layers win: mappings
+            are merged, everything else is replaced. A layer's own `extends:` (one name or a list) comes before it.
         overrides: `dotted.key=value`, the value read as YAML; list items by number (`constraints.0.target=0.3`).
 
     Raises:
-        RecipeError: a layer does not exist, is no YAML mapping, or the result is not a recipe; the message names the key.
+        RecipeError: a layer does not exist, is no YAML mapping, or the result is no recipe; the message names the key.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -171,7 +171,10 @@ def _override(recipe: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"override '{override}': the value is not valid YAML: quote it") from error
-    place[_index(place, last, override) if isinstance(place, list) else last] = value
+    if isinstance(place, list):
+        place[_index(place, last, override)] = value
+    else:
+        place[last] = value
 
 
 def _index(items: list[Any], part: str, override: str) -> int:
@@ -200,7 +203,7 @@ def _known_keys(path: Sequence[str]) -> list[str]:
     for part in path:
         if part.isdigit() or part not in model.model_fields:
             continue
-        models = [m for m in _models_in(model.model_fields[part].annotation)]
+        models = _models_in(model.model_fields[part].annotation)
         if not models:
             return []
         model = models[0]

@@ -1,7 +1,7 @@
 """From a recipe to a run folder: read tasks, warm up, train, evaluate, report.
 
-    runs/NAME/  recipe.yaml  metrics.jsonl  notes.jsonl  rollouts/  start/  checkpoints/  final/
-                scores.jsonl  evaluation.parquet  report.html
+runs/NAME/  recipe.yaml  metrics.jsonl  notes.jsonl  rollouts/  start/  checkpoints/  final/
+            scores.jsonl  evaluation.parquet  report.html
 """
 
 import json
@@ -23,7 +23,8 @@ from unbraid.evaluate.metrics import Labels, Score
 from unbraid.learn.checkpoint import CheckpointStore
 from unbraid.learn.constraint import Constraint
 from unbraid.learn.log import read_metrics, read_notes, write_rollouts
-from unbraid.learn.supervised import SupervisedTrainer, epochs, labels_to_examples
+from unbraid.learn.schedule import epochs
+from unbraid.learn.supervised import SupervisedTrainer, labels_to_examples
 from unbraid.learn.trainer import Training
 from unbraid.policy import Policy, load_policy
 from unbraid.recipe import Recipe, load_recipe
@@ -324,9 +325,7 @@ def _claim(run_dir: Path, recipe: Recipe, resume: bool) -> None:
     elif not resume:
         raise CheckpointError(f"{run_dir} holds a run already: add --resume to go on with it, or choose another --out")
     elif load_recipe([path]).fingerprint() != recipe.fingerprint():
-        raise CheckpointError(
-            f"{run_dir} was started with another recipe: resume with {path}, or choose another --out"
-        )
+        raise CheckpointError(f"{run_dir} was started with another recipe: resume with {path}, or choose another --out")
 
 
 def _seed_everything(seed: int) -> None:

@@ -130,8 +130,8 @@ def _check_group(constraint: ConstraintConfig, group: str, trial: Trial, updates
     way = f"coefficient {setting.start:g} → {end:.3g} in {updates} updates if nothing moves"
     if gap > 0 and (end >= setting.max or end >= 10 * setting.start):
         advice = (
-            f"lower its target below {entropy:.2g}, its learning_rate ({setting.learning_rate:g}) or its max ({setting.max:g}), unless you "
-            "mean to raise the entropy of the start"
+            f"lower its target below {entropy:.2g}, its learning_rate ({setting.learning_rate:g}) or its max "
+            f"({setting.max:g}), unless you mean to raise the entropy of the start"
         )
         return Finding("warning", "constraints", f"{said}; it winds up: {way}", advice)
     return Finding("ok", "constraints", f"{said}; {way}")

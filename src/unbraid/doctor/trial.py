@@ -22,7 +22,6 @@ from unbraid.learn.log import write_rollouts
 from unbraid.learn.metrics import rollout_metrics
 from unbraid.learn.objective import score_tokens
 from unbraid.learn.schedule import epochs
-from unbraid.learn.stream import TaskStream
 from unbraid.learn.supervised import SupervisedTrainer, labels_to_examples
 from unbraid.policy import Policy
 from unbraid.recipe import Recipe
@@ -95,7 +94,7 @@ def _warm_up(recipe: Recipe, policy: Policy, tasks: TaskSets) -> tuple[float, bo
 
 
 def _step(recipe: Recipe, policy: Policy, tasks: TaskSets, prompts: int, warmup_s: float, warmed_up: bool) -> Trial:
-    rollout, batch = recipe.rollout, TaskStream(tasks.train, recipe.seed).batch(0, prompts)
+    rollout, batch = recipe.rollout, epochs(tasks.train, prompts, recipe.seed)(0)
     sampler = LocalSampler(policy, rollout.max_batch)
     rollout_s, trajectories = _timed(
         lambda: draw(

@@ -225,14 +225,9 @@ def train_set(world: int, known_share: float, count: int, seed: int = 0) -> list
     return CallsWorld(world).training_tasks(count, known_share, seed)
 
 
-def dev_set(world: int, per_level: int = EVALUATION_TASKS) -> list[Task]:
-    """The dev set of a world: a source for recipes. For choosing; results come from `test_set`."""
-    return CallsWorld(world).evaluation_tasks(Split.DEV, per_level)
-
-
-def test_set(world: int, per_level: int = EVALUATION_TASKS) -> list[Task]:
-    """The test set of a world: a source for recipes."""
-    return CallsWorld(world).evaluation_tasks(Split.TEST, per_level)
+def held_out(world: int, split: str, per_level: int = EVALUATION_TASKS) -> list[Task]:
+    """The `dev` set of a world (for choosing) or its `test` set (for results): a source for recipes."""
+    return CallsWorld(world).evaluation_tasks(Split(split), per_level)
 
 
 def _shuffled(items: Sequence[T], rng: np.random.Generator) -> list[T]:

@@ -74,8 +74,8 @@ def method_recipe(method: str, out: Path, seed: int, world: int, overrides: Sequ
         [
             f"model.path={out / 'starts' / 'fuzzy'}",
             f"tasks.train={calls}:train_set?world={world}&known_share=0.66&count=1920&seed={seed}",
-            f"tasks.validation={calls}:dev_set?world={world}",
-            f"tasks.test={calls}:test_set?world={world}",
+            f"tasks.validation={calls}:held_out?world={world}&split=dev",
+            f"tasks.test={calls}:held_out?world={world}&split=test",
             f"seed={seed}",
             *overrides,
         ],
@@ -108,7 +108,9 @@ def make(start: str, out: Path, seed: int, world: int, tell: Callable[..., None]
     began, target = time.perf_counter(), out / "starts" / start
     if not target.is_dir():
         policy = load_start(base_path(world))
-        make_start(policy, CallsWorld(world), Start(start), seed, lambda step, _: tell("warm-up", step, WARMUP.steps, {}))
+        make_start(
+            policy, CallsWorld(world), Start(start), seed, lambda step, _: tell("warm-up", step, WARMUP.steps, {})
+        )
         replace_folder(target, policy.save)
     return time.perf_counter() - began
 
@@ -173,9 +175,9 @@ def assemble(
 
 def chain_aware_oracle(direct: Sequence[Trajectory], distilled: Sequence[Trajectory], world: int) -> Oracle:
     """What thinking exactly on the unknown chains would give: direct answers there, thoughts elsewhere."""
-    from unbraid.lab.calls_world import test_set
+    from unbraid.lab.calls_world import held_out
 
-    known = {task.id: bool(task.extra["known"]) for task in test_set(world)}
+    known = {task.id: bool(task.extra["known"]) for task in held_out(world, "test")}
     picked = [d if known[d.task_id] else t for d, t in zip(direct, distilled, strict=True)]
     accuracy, tokens = np.mean([t.correct for t in picked]), np.mean([t.response_tokens for t in picked])
     return Oracle(float(accuracy), float(tokens), "oracle that knows which chains are known")
@@ -189,18 +191,17 @@ def summary(scores: dict[str, list[Score]], comparisons: Sequence[Comparison], o
         "A tiny model calls tools. Some questions it can answer at once, others only by thinking step by step. "
         "From one start that thinks on three responses in ten, whatever the question, three configurations of "
         f"GRPO are trained and compared on {distilled.tasks} test tasks.",
-        f"Always thinking (distilled) is right on {distilled.accuracy.value:.1%} for {distilled.tokens.value:.1f} tokens "
-        f"per answer; never thinking (direct) on {first['direct'].accuracy.value:.1%} for "
+        f"Always thinking (distilled) is right on {distilled.accuracy.value:.1%} for {distilled.tokens.value:.1f} "
+        f"tokens per answer; never thinking (direct) on {first['direct'].accuracy.value:.1%} for "
         f"{first['direct'].tokens.value:.1f}. Thinking exactly where it is needed would cost {oracle.tokens:.1f}.",
     ]
-    saving = distilled.tokens.value - oracle.tokens
     for method, comparison in zip(METHODS, comparisons, strict=True):
         score = first[method]
         state = "stopped thinking" if score.think_rate.value < 0.02 else f"thinks on {score.think_rate.value:.0%}"
+        gain, saved = 100 * comparison.accuracy.value, comparison.tokens.value / distilled.tokens.value
         lines.append(
-            f"{method} {state}: {score.accuracy.value:.1%} right ({comparison.accuracy.value:+.1%} against distilled), "
-            f"{score.tokens.value:.1f} tokens ({-comparison.tokens.value / saving:.0%} of the saving that is possible "
-            "without loss)."
+            f"{method} {state}: {score.accuracy.value:.1%} right ({gain:+.1f} points against distilled) for "
+            f"{score.tokens.value:.1f} tokens ({saved:+.0%})."
         )
     return lines
 

@@ -10,7 +10,8 @@ from enum import StrEnum
 from unbraid.chat.format import ChatFormat
 from unbraid.chat.types import Mode
 from unbraid.lab.calls_world import KNOWN, CallsWorld, keyed_rng
-from unbraid.learn.supervised import SupervisedExample, SupervisedTrainer, WarmupConfig, epochs, response_example
+from unbraid.learn.schedule import epochs
+from unbraid.learn.supervised import SupervisedExample, SupervisedTrainer, WarmupConfig, response_example
 from unbraid.policy import Policy
 
 WARMUP = WarmupConfig(steps=60, batch_examples=64, learning_rate=1e-3, ramp_steps=5, mode_weight=10.0)

@@ -6,8 +6,8 @@ A constraint holds the entropy of groups of tokens near a target. For each sampl
     bonus  = (1/N) Σ_i Σ_g β_g · 1[H_ig ≤ target_g] · H_ig                   (added to the objective)
     dL/dβ_g = mean of H_ig − target_g over the samples that have the group   (descent raises β below target)
 
-Source: the objective and L_β of AutoTool (arXiv 2603.13348) with group = mode, gate = sample; entropies are those of the
-current policy, token means. Choice: H is detached in L_β and β in the bonus, as in SAC's temperature; β stays within
+Source: the objective and L_β of AutoTool (arXiv 2603.13348) with group = mode, gate = sample; entropies are token
+means of the current policy. Choice: H is detached in L_β and β in the bonus, as in SAC's temperature; β stays within
 [min, max]; a group without samples keeps its β.
 """
 
@@ -29,15 +29,15 @@ class Adaptive(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    start: float = Field(0.0, ge=0)
+    start: float = Field(default=0.0, ge=0)
     """Value before the first update."""
     rule: Literal["gradient", "adam", "step"] = "gradient"
-    """Descent on L_β (by SGD or Adam), or a fixed step of size lr by the sign of the gap (Skywork-OR1)."""
-    lr: float = Field(1e-3, gt=0)
+    """Descent on L_β (by SGD or Adam), or a fixed step of size `learning_rate` by the sign of the gap (Skywork-OR1)."""
+    learning_rate: float = Field(default=1e-3, gt=0)
     """Learning rate of β, or the size of the fixed step. Unpublished for AutoTool."""
     min: float = 0.0
     """Lower bound; 0 keeps the term from pushing entropy down. Unpublished; without it β goes negative."""
-    max: float = Field(1.0, gt=0)
+    max: float = Field(default=1.0, gt=0)
     """Upper bound, so that a group that vanished cannot wind β up without end. Unpublished."""
 
 
@@ -46,8 +46,8 @@ class Anneal(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    start: float = Field(0.6, ge=0, lt=1)
-    to: float = Field(0.0, ge=0)
+    start: float = Field(default=0.6, ge=0, lt=1)
+    to: float = Field(default=0.0, ge=0)
 
 
 class ConstraintConfig(BaseModel):
@@ -64,7 +64,7 @@ class ConstraintConfig(BaseModel):
     the mean choice over the batch, which lets every single choice be certain as long as both modes are in use."""
     target: float | dict[str, float] = 0.2
     """Nats; one number, or one per group (`think`, `no_think`; `reasoning`, `action`; `think/action`, …)."""
-    coefficient: float | Adaptive | dict[str, float | Adaptive] = Field(0.0, union_mode="left_to_right")
+    coefficient: float | Adaptive | dict[str, float | Adaptive] = Field(default=0.0, union_mode="left_to_right")
     """β: fixed or adaptive, one or one per group. Groups that a mapping leaves out are free."""
     gate: Literal["none", "sample", "batch"] = "sample"
     """The bonus acts always, on samples at or below target (AutoTool), or while the group's mean is (Skywork-OR1)."""
@@ -209,7 +209,7 @@ class Constraint:
         optimiser = None
         if adaptive and adaptive.rule != "step":
             kind = torch.optim.Adam if adaptive.rule == "adam" else torch.optim.SGD
-            optimiser = kind([value.requires_grad_()], lr=adaptive.lr)
+            optimiser = kind([value.requires_grad_()], lr=adaptive.learning_rate)
         return _Group(target[name] if isinstance(target, dict) else target, value, adaptive, optimiser)
 
     def _members(self, name: str, batch: TokenBatch) -> Tensor:
@@ -243,5 +243,5 @@ class Constraint:
             group.optimiser.step()
         else:
             sign = (gap < 0) - (gap > 0)
-            group.beta.data += group.adaptive.lr * sign
+            group.beta.data += group.adaptive.learning_rate * sign
         group.beta.data.clamp_(group.adaptive.min, group.adaptive.max)

@@ -4,10 +4,8 @@ Departures from textbook GRPO, all of them switchable: entropy constraints act b
 scaled by the batch instead of the group, and samples that can move nothing are left out of the forward pass.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from unbraid.learn.advantages import Scale, group_advantages
 from unbraid.learn.batch import TokenBatch, collate, think_share
 from unbraid.learn.constraint import Constraint
 from unbraid.learn.objective import Averaging, kl_terms, policy_terms, score_tokens, token_weights
+from unbraid.learn.schedule import Decay, rate_at
 from unbraid.policy import Policy
 from unbraid.rollout.trajectory import Trajectory
 
@@ -27,36 +26,36 @@ class LearnConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    steps: int = Field(100, ge=1)
+    steps: int = Field(default=100, ge=1)
     """Rollout-and-update iterations."""
-    lr: float = Field(1e-6, gt=0)
-    """Peak learning rate of AdamW (peers' value for full fine-tuning of 7B models)."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate goes after the warm-up: held, or down to 0."""
-    lr_warmup: int = Field(0, ge=0)
-    """Steps over which the learning rate rises from 0."""
-    weight_decay: float = Field(0.0, ge=0)
-    grad_clip: float = Field(1.0, gt=0)
-    """Largest gradient norm."""
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Peak of AdamW's rate (peers' value for full fine-tuning of 7B models)."""
+    ramp_steps: int = Field(default=0, ge=0)
+    """Steps of linear rise to the peak."""
+    decay: Decay = "constant"
+    """What the rate does after the rise: held, or down to 5 % of the peak."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradient norm at which clipping starts."""
     advantage_scale: Scale = "batch"
     """`group` is GRPO (and the paper); `batch` keeps what is at stake in a prompt, see docs/concepts.md."""
-    clip_low: float = Field(0.2, gt=0)
-    clip_high: float = Field(0.2, gt=0)
+    clip_low: float = Field(default=0.2, gt=0)
+    clip_high: float = Field(default=0.2, gt=0)
     """PPO clip: ratios beyond [1 − low, 1 + high] get no gradient."""
     averaging: Averaging = "sample"
     """Mean over each response and then over samples (paper), or over all tokens."""
-    kl: float = Field(0.0, ge=0)
+    kl: float = Field(default=0.0, ge=0)
     """Coefficient of KL to the start of training (k3). The paper quotes none."""
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(default=1, ge=1)
     """Passes over each batch of trajectories."""
-    minibatches: int = Field(1, ge=1)
+    minibatches: int = Field(default=1, ge=1)
     """Optimiser steps per pass."""
-    micro_batch: int = Field(16, ge=1)
+    micro_batch: int = Field(default=16, ge=1)
     """Samples per forward pass: memory only, never the result."""
     skip_dead: bool = True
     """Leave samples without advantage out of the forward pass when no entropy or KL term needs them."""
 
-    probe_every: int = Field(0, ge=0)
+    probe_every: int = Field(default=0, ge=0)
     """Steps between forced-mode probes of what thinking is worth; 0 = never. Costs two responses per prompt."""
     stop_on_collapse: bool = False
     """End the run when one mode has vanished for good."""
@@ -70,20 +69,10 @@ class Update:
     nothing: str = ""
 
 
-def learning_rate(config: LearnConfig, step: int) -> float:
-    """Learning rate of iteration `step` (from 0): a function of the step alone, so resuming needs no state."""
-    if step < config.lr_warmup:
-        return config.lr * (step + 1) / (config.lr_warmup + 1)
-    left = 1 - (step - config.lr_warmup) / max(1, config.steps - config.lr_warmup)
-    if config.schedule == "linear":
-        return config.lr * left
-    return config.lr * (0.5 - 0.5 * math.cos(math.pi * left)) if config.schedule == "cosine" else config.lr
-
-
 def make_optimiser(policy: Policy, config: LearnConfig) -> torch.optim.Optimizer:
     """AdamW over everything trainable; the learning rate is set at each update."""
     parameters = [p for _, p in policy.trainable()]
-    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 def update(
@@ -107,20 +96,24 @@ def update(
     rewards = np.array([t.reward for t in trajectories])
     advantages = group_advantages(rewards, groups, config.advantage_scale)
     reference = _reference_logprobs(policy, trajectories, config, temperature) if config.kl else None
+    rate = rate_at(step, config.steps, config.learning_rate, config.ramp_steps, config.decay)
     for setting in optimiser.param_groups:
-        setting["lr"] = learning_rate(config, step)
+        setting["lr"] = rate
     sums: dict[str, float] = {"loss": 0.0, "grad_norm": 0.0, "clip_share": 0.0, "kl": 0.0}
     logged: dict[str, float] = {}
     rounds = _minibatches(groups, config, step)
     for turn, rows in enumerate(rounds):
-        part = {k: v / len(rounds) for k, v in _optimiser_step(
-            policy, trajectories, advantages, reference, rows, optimiser, constraints, config, temperature
-        ).items()}
+        part = {
+            k: v / len(rounds)
+            for k, v in _optimiser_step(
+                policy, trajectories, advantages, reference, rows, optimiser, constraints, config, temperature
+            ).items()
+        }
         sums = {k: sums[k] + part[k] for k in sums}
         for constraint in constraints:
             logged.update(constraint.update(progress=(step + (turn + 1) / len(rounds)) / config.steps))
     dead = [g for g in np.unique(groups) if not advantages[groups == g].any()]
-    metrics = {**sums, "lr": learning_rate(config, step), "dead_groups": len(dead) / len(np.unique(groups)), **logged}
+    metrics = {**sums, "lr": rate, "dead_groups": len(dead) / len(np.unique(groups)), **logged}
     if not config.kl:
         del metrics["kl"]
     return Update(metrics, _why_nothing(rewards, advantages, constraints, config))
@@ -140,7 +133,9 @@ def _optimiser_step(
     """Gradients over all micro-batches of one minibatch, then one step."""
     modes, model = policy.format.modes, policy.model
     samples, tokens = len(rows), float(sum(trajectories[i].sampled.sum() for i in rows))
-    kept = {i: t for i in rows if (t := _needed(trajectories[i], advantages[i], constraints, config, modes.position))}
+    kept = {
+        i: t for i in rows if (t := _needed(trajectories[i], float(advantages[i]), constraints, config, modes.position))
+    }
     # Short with short: less padding. Ties by index, so that the order is a function of the batch alone.
     order = sorted(kept, key=lambda i: (len(kept[i].ids), i))
     share = think_share([trajectories[i] for i in rows])
@@ -160,7 +155,7 @@ def _optimiser_step(
         loss.backward()
     if order:
         parameters = [p for _, p in policy.trainable()]
-        sums["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip))
+        sums["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
         optimiser.step()
     return sums
 

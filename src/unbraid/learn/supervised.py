@@ -8,7 +8,6 @@ batch, whatever the micro-batches.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import cos, pi
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch.nn import functional
 from unbraid.chat.format import ChatFormat
 from unbraid.chat.types import Answer, Mode
 from unbraid.errors import ChatError, ModelError
+from unbraid.learn.schedule import Decay, rate_at
 from unbraid.tasks.task import Task
 
 
@@ -36,8 +36,8 @@ class WarmupConfig(BaseModel):
     """Peak of AdamW's rate. The default suits the lab's models; 1e-5 to 1e-4 suits large ones."""
     ramp_steps: int = Field(default=5, ge=0)
     """Steps of linear rise to the peak."""
-    decay: Literal["constant", "cosine"] = "cosine"
-    """What the rate does after the rise: stay, or fall to 5 % of the peak."""
+    decay: Decay = "cosine"
+    """What the rate does after the rise: held, or down to 5 % of the peak."""
     mode_weight: float = Field(default=10.0, ge=0)
     """Loss weight of the token that is the choice of mode; every other response token has 1."""
     labels: Literal["mixed", "long", "short"] = "mixed"
@@ -250,7 +250,8 @@ class SupervisedTrainer:
         batch = self.batches(self.step)
         rows = pack(batch)
         total = rows.weights.sum().item()
-        rate = learning_rate(self.step, self.config)
+        config = self.config
+        rate = rate_at(self.step, config.steps, config.learning_rate, config.ramp_steps, config.decay)
         loss = 0.0
         for part in rows.split(self.config.micro_batch_tokens):
             if part.weights.any():
@@ -283,27 +284,3 @@ class SupervisedTrainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
-
-
-def learning_rate(step: int, config: WarmupConfig) -> float:
-    """The rate of optimiser step `step` (from 0): a linear rise, then constant or a cosine down to 5 % of the peak."""
-    if step < config.ramp_steps:
-        return config.learning_rate * (step + 1) / config.ramp_steps
-    if config.decay == "constant":
-        return config.learning_rate
-    progress = (step - config.ramp_steps) / max(1, config.steps - config.ramp_steps)
-    return config.learning_rate * (0.05 + 0.95 * (1 + cos(pi * min(1.0, progress))) / 2)
-
-
-def epochs(examples: Sequence[SupervisedExample], batch_examples: int, seed: int) -> Batches:
-    """Goes through `examples` again and again, each time in a new order keyed by (seed, epoch)."""
-    size = len(examples)
-    if not size:
-        raise ValueError("no examples to train on: check the data's answers and the labels setting")
-
-    def batch(step: int) -> list[SupervisedExample]:
-        places = range(step * batch_examples, (step + 1) * batch_examples)
-        orders = {e: np.random.default_rng([seed, e]).permutation(size) for e in {p // size for p in places}}
-        return [examples[orders[p // size][p % size]] for p in places]
-
-    return batch

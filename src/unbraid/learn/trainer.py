@@ -21,7 +21,7 @@ from unbraid.learn.constraint import Constraint
 from unbraid.learn.grpo import LearnConfig, make_optimiser, mode_flags, update
 from unbraid.learn.log import METRICS, RunLog
 from unbraid.learn.metrics import rollout_metrics
-from unbraid.learn.stream import TaskStream
+from unbraid.learn.schedule import epochs
 from unbraid.policy import Policy
 from unbraid.rollout.config import RolloutConfig
 from unbraid.rollout.scoring import Sampler, draw, score_trajectories
@@ -62,7 +62,7 @@ class Training:
         if self.learn.kl:
             self.policy.freeze_reference()
         optimiser = make_optimiser(self.policy, self.learn)
-        stream = TaskStream(self.tasks, self.seed)
+        batches = epochs(self.tasks, self.rollout.prompts, self.seed)
         best: dict[str, float] = {"accuracy": -1.0, "step": 0}
         checkpoint, done = self.store.latest(), 0
         if checkpoint:
@@ -77,7 +77,7 @@ class Training:
         logged = (self.run_dir / METRICS).exists()
         with RunLog(self.run_dir, resume_step=done if checkpoint or logged else None) as log:
             for step in range(done, self.learn.steps):
-                metrics = self._step(step, stream, optimiser, log)
+                metrics = self._step(step, batches(step), optimiser, log)
                 self._validate(step + 1, best, metrics)
                 log.step(step + 1, metrics)
                 self.on_step(step + 1, metrics)
@@ -94,9 +94,8 @@ class Training:
                 f"learn.advantage_scale and start again; the run so far is in {self.run_dir}"
             )
 
-    def _step(self, step: int, stream: TaskStream, optimiser: torch.optim.Optimizer, log: RunLog) -> dict[str, Any]:
+    def _step(self, step: int, tasks: Sequence[Task], optimiser: torch.optim.Optimizer, log: RunLog) -> dict[str, Any]:
         clock = StageClock()
-        tasks = stream.batch(step, self.rollout.prompts)
         with clock("rollout"):
             trajectories = self._draw(tasks, [Mode.AUTO] * self.rollout.samples, "train", step)
         with clock("score"):
@@ -146,14 +145,13 @@ class Training:
         metrics |= {f"vote/{scale}": vote for scale, (vote, _) in votes.items()}
         shares = [think_share([trajectories[i] for i in np.flatnonzero(groups == g)]) for g in np.unique(groups)]
         exact = all(math.isfinite(p) for t in trajectories for p in t.choice_probs)
-        vote, error = votes[self.learn.advantage_scale]
         held = any(c.holds_choice() for c in self.constraints)
         known = [share for share in shares if math.isfinite(share)]
-        for message in self.watch.see(vote, error, known, None if exact else self.rollout.samples, held):
+        for message in self.watch.see(known, None if exact else self.rollout.samples, held):
             log.note(message, step, level="warning")
 
     def _probe(self, tasks: Sequence[Task], step: int) -> dict[str, float]:
-        """What thinking is worth now: this step's tasks answered once in each forced mode (costs tokens, moves nothing)."""
+        """What thinking is worth now: this step's tasks answered once in each forced mode. Costs tokens only."""
         trajectories = self._draw(tasks, [Mode.NO_THINK, Mode.THINK], "probe", step)
         score_trajectories(trajectories, tasks, self.policy.format, self.reward)
         direct, thought = trajectories[0::2], trajectories[1::2]

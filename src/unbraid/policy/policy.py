@@ -21,13 +21,13 @@ class AdapterConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rank: int = Field(8, ge=1)
+    rank: int = Field(default=8, ge=1)
     """Rank r of the adapter."""
-    alpha: float = Field(16.0, gt=0)
+    alpha: int = Field(default=16, gt=0)
     """Scale: the update is alpha / rank · B·A."""
     targets: str | list[str] = "all-linear"
     """Modules to adapt, as PEFT takes them."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Must stay 0 for RL: with dropout the trainer's log-probs would differ from the sampler's."""
 
 
@@ -119,7 +119,7 @@ def load_policy(config: ModelConfig, chat: ChatConfig) -> Policy:
     path = str(call(config.path, ModelError, "model.path") if names_code(config.path) else config.path)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, config.dtype), attn_implementation=config.attention
         )
     except (OSError, ValueError, KeyError) as error:
@@ -129,8 +129,8 @@ def load_policy(config: ModelConfig, chat: ChatConfig) -> Policy:
             "tokenizer, or a hub name that this machine can reach"
         ) from error
     format = ChatFormat.build(tokenizer, chat)
-    rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
+    # Never fewer rows: a vocabulary padded for speed stays padded.
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))
     if config.adapter:
         model = add_adapter(model, config.adapter)

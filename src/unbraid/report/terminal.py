@@ -17,22 +17,23 @@ def score_table(report: Report, everything: bool = False) -> Table:
     """The headline as a table: one row per method, or one per score."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("method", no_wrap=True)
-    for name in ("accuracy, %", "tokens", "think rate, %", "ACU"):
+    table.add_column("right, % (95 %)", no_wrap=True)
+    for name in ("tokens", "think, %", "ACU"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("mode, decoding")
+    table.add_column("mode, decoding", no_wrap=True)
     for score in report.scores if everything else report.headline:
         method = score.labels.method
         table.add_row(
             Text(method, style=f"bold {_COLOURS[report.style_of(method).colour]}"),
             _with_interval(score.accuracy, 100),
-            _with_interval(score.tokens, 1),
+            number(score.tokens.value),
             number(100 * score.think_rate.value),
             compact(score.acu),
-            Text(f"{score.mode.value}, {score.decoding}", style="dim"),
+            Text(f"{score.mode.value}, {score.decoding.removesuffix(' per task')}", style="dim"),
         )
     if report.oracle:
         accuracy, tokens = number(100 * report.oracle.accuracy), number(report.oracle.tokens)
-        table.add_row(Text(report.oracle.label), accuracy, tokens, "–", "–", Text("computed, not run", style="dim"))
+        table.add_row(Text("oracle"), accuracy, tokens, "–", "–", Text("computed", style="dim"))
     return table
 
 
@@ -52,5 +53,5 @@ def transcript_text(transcript: Transcript) -> Text:
 def _with_interval(e: Estimate, scale: float) -> Text:
     text = Text(number(scale * e.value), style="bold")
     if e.low is not None and e.high is not None:
-        text.append(f"  {number(scale * e.low)} … {number(scale * e.high)}", style="not bold dim")
+        text.append(f" ({number(scale * e.low)}–{number(scale * e.high)})", style="not bold dim")
     return text

@@ -10,15 +10,15 @@ class RolloutConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    prompts: int = Field(32, ge=1)
+    prompts: int = Field(default=32, ge=1)
     """Prompts per step."""
-    samples: int = Field(8, ge=2)
+    samples: int = Field(default=8, ge=2)
     """Responses per prompt: the group that advantages compare."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     """Log-probs, ratios and entropies are all of softmax(logits / temperature), in sampler and trainer alike."""
-    max_new_tokens: int = Field(512, ge=2)
+    max_new_tokens: int = Field(default=512, ge=2)
     """Budget of a response in tokens, stop token included."""
-    max_batch: int = Field(512, ge=1)
+    max_batch: int = Field(default=512, ge=1)
     """Most rows that the local sampler decodes together."""
 
     @model_validator(mode="before")
@@ -27,7 +27,7 @@ class RolloutConfig(BaseModel):
         for key in ("top_p", "top_k", "min_p"):
             if isinstance(data, dict) and key in data:
                 raise ValueError(
-                    f"{key} is refused in RL: tokens outside the cut have probability 0 for the sampler and not for the "
-                    "trainer, which biases every ratio; remove it and lower rollout.temperature instead"
+                    f"{key} is refused in RL: tokens outside the cut have probability 0 for the sampler and not for "
+                    "the trainer, which biases every ratio; remove it and lower rollout.temperature instead"
                 )
         return data

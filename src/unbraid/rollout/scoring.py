@@ -1,7 +1,6 @@
 """Asking for responses to tasks, and writing on each what it is worth."""
 
 from collections.abc import Sequence
-
 from typing import Protocol
 
 from unbraid.chat.format import ChatFormat

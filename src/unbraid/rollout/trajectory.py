@@ -28,7 +28,7 @@ class Trajectory:
     entropies: (T,) float32, entropy in nats of the distribution each sampled token was drawn from; NaN elsewhere, and
         everywhere if the sampler does not know it.
     choice_probs: probabilities of the (think, no_think) id at the mode position; NaN if the sampler does not know it.
-    mode: as read from the response, NONE if untagged or truncated; `forced` is the mode that was asked for (AUTO = the model chose).
+    mode: as read from the response, NONE if untagged or truncated. forced: the mode asked for (AUTO: a free choice).
     """
 
     task_id: str

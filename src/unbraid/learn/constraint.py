@@ -47,7 +47,9 @@ class Anneal(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     start: float = Field(default=0.6, ge=0, lt=1)
+    """Share of the training after which it falls."""
     to: float = Field(default=0.0, ge=0)
+    """Target at the end, in nats."""
 
 
 class ConstraintConfig(BaseModel):

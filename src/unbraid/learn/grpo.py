@@ -35,6 +35,7 @@ class LearnConfig(BaseModel):
     decay: Decay = "constant"
     """What the rate does after the rise: held, or down to 5 % of the peak."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Of AdamW."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradient norm at which clipping starts."""
     advantage_scale: Scale = "batch"

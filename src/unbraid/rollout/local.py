@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import DynamicCache
 
 from unbraid.chat.types import Mode
 from unbraid.policy import Policy
+from unbraid.rollout.cache import growing_cache
 from unbraid.rollout.randomness import stream_key, uniforms
 from unbraid.rollout.trajectory import Finish, Trajectory
 from unbraid.tasks.task import Task
 from unbraid.tokens import Provenance
 
-KEEP_SHARE = 0.75
-"""Choice: finished rows are dropped from the cache once live ones fall to this share; copying more often costs more."""
+KEEP_SHARE = 0.9
+"""Choice: finished rows leave the batch once live ones fall to this share: seldom, so that moving rows costs little."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LocalSampler:
         """One trajectory per request, in order.
 
         Args:
-            temperature: 0 is greedy. Recorded log-probs and entropies are of the distribution drawn from (greedy: T = 1).
+            temperature: 0 is greedy. Log-probs and entropies are of the distribution drawn from (greedy: T = 1).
             max_new_tokens: response budget in tokens, forced prefix and stop token included.
             seed: anything printable; with (task id, sample) it keys the random stream of a row.
         """
@@ -105,12 +105,13 @@ class _Decoding:
                 break
             keep = ~self.stopped[live]
             if keep.sum() <= KEEP_SHARE * len(live):
-                rows = torch.from_numpy(np.flatnonzero(keep)).to(self.policy.device)
+                order = _fill_gaps(keep)
+                live, tokens = live[order], tokens[order]
+                rows = torch.from_numpy(order).to(self.policy.device)
                 cache.batch_select_indices(rows)
-                live, tokens = live[keep], tokens[keep]
                 padding = None if padding is None else padding[rows]
             logits = self._step(tokens, cache, padding)
-        return [self._trajectory(row) for row in range(len(self.requests))]
+        return self._trajectories()
 
     def _prefill(self) -> tuple[torch.Tensor, Any, torch.Tensor | None]:
         """Run each distinct prompt once; returns next-token logits (rows, V), the cache, and padding per row."""
@@ -121,7 +122,7 @@ class _Decoding:
             ids[row, longest - len(prompt) :] = torch.tensor(prompt)
         padding = torch.tensor([longest - len(p) for p in prompts])
         ragged = bool(padding.any())
-        device, cache = self.policy.device, DynamicCache()
+        device, cache = self.policy.device, growing_cache()
         positions = (torch.arange(longest) - padding[:, None]).clamp(min=0)
         out = self.policy.model(
             input_ids=ids.to(device),
@@ -180,24 +181,31 @@ class _Decoding:
         self.entropies[live, position] = np.where(forced, np.nan, entropy.cpu().numpy())
         return tokens
 
-    def _trajectory(self, row: int) -> Trajectory:
+    def _trajectories(self) -> list[Trajectory]:
+        """Everything drawn, row by row. Roles are found for all rows at once: a role never depends on what follows."""
+        prompts = [len(request.prompt_ids) for request in self.requests]
+        ends = prompts + self.lengths
+        ids = np.zeros((len(prompts), ends.max()), dtype=np.int64)
+        provenance = np.full(ids.shape, Provenance.MODEL)
+        for row, (request, start, end) in enumerate(zip(self.requests, prompts, ends, strict=True)):
+            ids[row, :start], provenance[row, :start] = request.prompt_ids, Provenance.PROMPT
+            ids[row, start:end] = self.tokens[row, : end - start]
+        roles = self.policy.format.automaton.label(ids, provenance)
+        return [self._trajectory(row, ids[row, :end].copy(), roles[row, :end].copy()) for row, end in enumerate(ends)]
+
+    def _trajectory(self, row: int, ids: NDArray[np.int64], roles: NDArray[np.uint8]) -> Trajectory:
         request, length = self.requests[row], int(self.lengths[row])
-        prompt = np.array(request.prompt_ids, dtype=np.int64)
-        response = self.tokens[row, :length]
-        ids = np.concatenate([prompt, response])
-        provenance = np.full(len(ids), Provenance.MODEL)
-        provenance[: len(prompt)] = Provenance.PROMPT
+        prompt, response = len(request.prompt_ids), ids[len(request.prompt_ids) :]
         forced = int((self.forced[row] >= 0).sum())
-        sampled = np.arange(len(ids)) >= len(prompt) + forced
         return Trajectory(
             task_id=request.task.id,
             sample=request.sample,
             ids=ids,
-            prompt_length=len(prompt),
-            roles=self.policy.format.automaton.label(ids, provenance),
-            sampled=sampled,
-            logprobs=_after_prompt(self.logprobs[row, :length], len(prompt), 0.0),
-            entropies=_after_prompt(self.entropies[row, :length], len(prompt), np.nan),
+            prompt_length=prompt,
+            roles=roles,
+            sampled=np.arange(len(ids)) >= prompt + forced,
+            logprobs=_after_prompt(self.logprobs[row, :length], prompt, 0.0),
+            entropies=_after_prompt(self.entropies[row, :length], prompt, np.nan),
             choice_probs=(float(self.choice[row, 0]), float(self.choice[row, 1])),
             mode=self.policy.format.modes.read(response.tolist()) if self.stopped[row] else Mode.NONE,
             forced=request.mode,
@@ -205,6 +213,14 @@ class _Decoding:
             level=request.task.level,
             source=request.task.source,
         )
+
+
+def _fill_gaps(keep: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Places of the rows to keep, ordered so that most stay where they are: rows from the end fill the gaps."""
+    count = int(keep.sum())
+    order = np.arange(count)
+    order[~keep[:count]] = count + np.flatnonzero(keep[count:])
+    return order
 
 
 def _after_prompt(values: NDArray[np.float32], prompt: int, fill: float) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ from unbraid.doctor.rewards import check_reward
 from unbraid.doctor.start import check_constraints, check_cost, check_disk, check_start, check_vote, duration, size
 from unbraid.doctor.tasks import check_mix, check_overlap, check_warmup_answers
 from unbraid.doctor.trial import Trial, run_trial
+from unbraid.doctor.visit import check_model
 from unbraid.policy import Policy, load_policy
 from unbraid.recipe import Recipe, load_recipe
 from unbraid.run import TaskSets, load_tasks
@@ -75,6 +76,15 @@ def test_a_model_that_is_not_there_is_one_finding(tmp_path):
 
 def test_dropout_of_the_adapter_is_refused():
     assert bad(diagnose(small("model.adapter.dropout=0.1"))) == [("error", "model")]
+
+
+def test_a_model_with_dropout_or_in_half_precision():
+    recipe = small()
+    policy = load_policy(recipe.model, recipe.chat)
+    assert bad(check_model(recipe, policy)) == []
+    policy.model.config.attention_dropout = 0.1
+    policy.model.bfloat16()
+    assert bad(check_model(recipe, policy)) == [("warning", "model"), ("error", "model")]
 
 
 def test_a_source_without_tasks_is_one_finding(tmp_path):

@@ -74,11 +74,11 @@ def check_model(recipe: Recipe, policy: Policy) -> list[Finding]:
     if dtype in ("bfloat16", "float16"):
         said = f"every weight is trained in {dtype}: updates smaller than its steps are lost"
         findings.append(Finding("warning", "model", said, "set model.dtype=float32, or train an adapter"))
-    dropouts = sum(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in policy.model.modules())
-    rates = [k for k, v in policy.model.config.to_dict().items() if "dropout" in k and isinstance(v, float) and v > 0]
-    if dropouts or rates:
-        said = f"the model has dropout ({', '.join(rates) or f'{dropouts} layers'}): trainer and sampler would disagree"
-        findings.append(Finding("error", "model", said, "set it to 0 in config.json"))
+    layers = sum(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in policy.model.modules())
+    attention = getattr(policy.model.config, "attention_dropout", 0.0)
+    if layers or attention:
+        said = f"the model has dropout ({layers} layers, attention {attention:g}): trainer and sampler would disagree"
+        findings.append(Finding("error", "model", said, "set every dropout rate in its config.json to 0"))
     return findings
 
 

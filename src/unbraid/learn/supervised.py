@@ -276,11 +276,12 @@ class SupervisedTrainer:
         self.model.eval()
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimiser and step: all there is, for a model without dropout draws nothing at random."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+        """Trained weights, optimiser and step: all there is, for a model without dropout draws nothing at random."""
+        trained = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        return {"model": trained, "optimizer": self.optimizer.state_dict(), "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken."""
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(state["model"], strict=False)  # a frozen base is not in it
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]

@@ -116,6 +116,13 @@ def test_wrong_values_name_the_key(base, override, said):
     assert said in refused([base, "recommended"], override)
 
 
+def test_a_wrong_key_in_an_alternative_is_said_once(base):
+    message = refused([base, "recommended"], "constraints.0.coefficient.lr=3")
+    assert message.count("constraints.0.coefficient") == 1 and "lr: unknown key; known here: start, rule" in message
+    # Without an unknown key every alternative has its say.
+    assert refused([base, "recommended"], "constraints.0.coefficient=[1]").count("constraints.0.coefficient: ") > 1
+
+
 def test_what_is_missing_is_named(tmp_path):
     message = refused([write(tmp_path, "empty", seed=1)])
     assert "model: Field required" in message and "tasks: Field required" in message

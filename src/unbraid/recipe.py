@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,6 +24,8 @@ from unbraid.rollout.config import RolloutConfig
 from unbraid.tasks.reward import RewardConfig
 
 SHIPPED = Path(__file__).parent / "recipes"
+_ALTERNATIVE = re.compile(r"[A-Z]|.*\[|(?:float|int|str|bool)$")
+"""How pydantic names the alternatives of a union in the path of an error."""
 
 
 class TasksConfig(BaseModel):
@@ -186,8 +189,13 @@ def _index(items: list[Any], part: str, override: str) -> int:
 def _explain(error: ValidationError) -> str:
     """All problems in one line; an unknown key gets its nearest known one."""
     parts = []
-    for problem in error.errors():
-        path = [str(p) for p in problem["loc"] if not str(p)[:1].isupper()]
+    problems = [(problem, _union(problem["loc"])) for problem in error.errors()]
+    # What fits no alternative of a union is reported for each of them; an unknown key says best what was meant.
+    settled = {union for problem, union in problems if union and problem["type"] == "extra_forbidden"}
+    for problem, union in problems:
+        if union in settled and problem["type"] != "extra_forbidden":
+            continue
+        path = [str(p) for p in problem["loc"] if not _ALTERNATIVE.match(str(p))]
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             known = _known_keys(path[:-1])
@@ -195,6 +203,11 @@ def _explain(error: ValidationError) -> str:
             message = "unknown key; " + (f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}")
         parts.append(f"{'.'.join(path)}: {message}")
     return "; ".join(dict.fromkeys(parts))
+
+
+def _union(place: Sequence[int | str]) -> tuple[int | str, ...]:
+    """The path to the union that `place` lies in; empty if it lies in none."""
+    return next((tuple(place[:i]) for i, part in enumerate(place) if _ALTERNATIVE.match(str(part))), ())
 
 
 def _known_keys(path: Sequence[str]) -> list[str]:

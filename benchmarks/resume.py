@@ -32,16 +32,16 @@ name: resume
 tasks: {train: "unbraid.lab.calls_world:train_set?world=0&known_share=0.66&count=64"}
 warmup: {steps: 6, batch_examples: 12}
 rollout: {prompts: 4, samples: 4, max_new_tokens: 40}
-learn: {lr: 1.0e-3, schedule: cosine, weight_decay: 0.01, kl: 0.02, minibatches: 2, probe_every: 3}
+learn: {learning_rate: 1.0e-3, decay: cosine, weight_decay: 0.01, kl: 0.02, minibatches: 2, probe_every: 3}
 constraints:
   - name: decoupled
     group_by: mode
     target: {no_think: 0.1, think: 0.2}
-    coefficient: {no_think: 0.0, think: {start: 0.01, rule: adam, lr: 0.01}}
+    coefficient: {no_think: 0.0, think: {start: 0.01, rule: adam, learning_rate: 0.01}}
   - name: mode
     measure: choice
     target: 0.6
-    coefficient: {start: 0.05, rule: gradient, lr: 0.05}
+    coefficient: {start: 0.05, rule: gradient, learning_rate: 0.05}
     anneal: {start: 0.5}
 evaluate: {every: 2, limit: 6, temperatures: [0.0], samples: 1}
 checkpoint: {every: 1, keep: 2}

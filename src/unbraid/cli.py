@@ -180,7 +180,8 @@ def _print_scores(found: Any) -> None:
 def main() -> None:
     """Entry point: errors of ours are one line, without a traceback."""
     try:
-        app(standalone_mode=False)
+        # Without standalone mode an exit status is returned, not raised.
+        sys.exit(app(standalone_mode=False) or 0)
     except UnbraidError as error:
         errors.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)

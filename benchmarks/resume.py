@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -78,8 +78,10 @@ def child(recipe: Path, run_dir: Path, events: Connection) -> None:
 class Runner:
     """Starts the run in a process of its own, as often as it takes."""
 
-    def __init__(self, recipe: Path, start: str):
-        self.recipe, self.processes = recipe, multiprocessing.get_context(start)
+    def __init__(self, recipe: Path, start: Literal["spawn", "fork"]):
+        self.recipe = recipe
+        fork, spawn = multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")
+        self.processes = fork if start == "fork" else spawn
 
     def __call__(self, run_dir: Path, kill: Kill | None = None) -> str:
         """Run to the end, or up to `kill`; returns what was going on then.

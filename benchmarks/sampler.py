@@ -4,7 +4,8 @@
 
 Both draw the same number of responses to the same prompts with the same model, temperature, budget and stop token,
 with a KV cache and without logits processors. Runs alternate, so that whatever else the machine does hits both.
-The last line is a JSON object; `tokens_per_s_ratio_vs_generate` is the median over rounds of the ratio of one round.
+The last line is a JSON object; `tokens_per_s_ratio_vs_generate` is the median over rounds of the ratio of one round,
+on `mixed`: what a step of RL samples.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from unbraid.learn.batch import collate
 from unbraid.learn.objective import score_tokens
 from unbraid.policy import Policy
 from unbraid.rollout import LocalSampler, Request, Trajectory
+from unbraid.rollout.cache import growing_cache
 from unbraid.tasks.task import Task
 
 WORKLOADS = {"mixed": Mode.AUTO, "think": Mode.THINK}
@@ -90,11 +92,9 @@ def generate(policy: Policy, work: Work, seed: int) -> int:
 @torch.inference_mode()
 def forward_only(policy: Policy, work: Work, lengths: Sequence[int]) -> None:
     """The floor: the model's forward passes for responses of these lengths, longest first, and nothing else."""
-    from transformers import DynamicCache
-
     prompts = [policy.format.prompt_ids(task.messages, task.tools) for task in work.tasks]
     width = round(np.mean([len(p) for p in prompts]))
-    cache = DynamicCache()
+    cache = growing_cache()
     policy.model(input_ids=torch.ones((len(prompts), width), dtype=torch.long), past_key_values=cache, logits_to_keep=1)
     cache.batch_repeat_interleave(work.samples)
     for position in range(1, max(lengths)):
@@ -170,7 +170,7 @@ def main() -> int:
             f"{row['max_logprob_difference']:.1e}",
         )
     Console().print(table)
-    print(json.dumps({"tokens_per_s_ratio_vs_generate": min(row["ratio"] for row in found.values()), **found}))
+    print(json.dumps({"tokens_per_s_ratio_vs_generate": found["mixed"]["ratio"], **found}))
     return 0
 
 

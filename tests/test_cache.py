@@ -14,8 +14,9 @@ def test_equals_the_dynamic_cache(seed: int):
     for step in range(60):
         tokens = 40 if step == 0 else int(torch.randint(1, 4, (), generator=generator))
         for layer in range(2):
-            states = [torch.randn(rows, 3, tokens, 4, generator=generator) for _ in range(2)]
-            for mine, wanted in zip(ours.update(*states, layer), theirs.update(*states, layer), strict=True):
+            keys, values = (torch.randn(rows, 3, tokens, 4, generator=generator) for _ in range(2))
+            both = zip(ours.update(keys, values, layer), theirs.update(keys, values, layer), strict=True)
+            for mine, wanted in both:
                 assert torch.equal(mine, wanted)
         assert ours.get_seq_length() == theirs.get_seq_length()
         if step % 7 == 0:

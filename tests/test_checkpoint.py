@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from policies import sampled_batch, tiny_policy
+
 from unbraid.errors import CheckpointError
 from unbraid.learn.checkpoint import CheckpointConfig, CheckpointStore
 from unbraid.learn.constraint import Adaptive, Constraint, ConstraintConfig

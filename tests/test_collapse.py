@@ -1,4 +1,4 @@
-"""The collapse watch against simulated training: a choice that all prompts share, and one that each makes for itself."""
+"""The collapse watch in simulated training: a choice that all prompts share, and one that each makes for itself."""
 
 import math
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from policies import calls_tasks, tiny_policy
+
 from unbraid.errors import CheckpointError, CollapseError
 from unbraid.learn.checkpoint import CheckpointConfig, CheckpointStore
 from unbraid.learn.collapse import CollapseWatch
@@ -137,7 +137,7 @@ def test_a_finished_run_is_left_alone(tmp_path: Path):
 
 def test_a_collapse_ends_the_run_where_asked_and_again_at_once_on_resume(tmp_path: Path):
     class Collapses(CollapseWatch):
-        def see(self, *_: Any) -> list[str]:
+        def see(self, *_: Any, **__: Any) -> list[str]:
             self.logits.append(0.0)
             self.collapsed = len(self.logits) == 3
             return ["collapsed"] if self.collapsed else []

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 WINDOW = 5
 """Choice: steps that the line is fitted to, and that it is followed ahead."""
@@ -31,7 +32,7 @@ class CollapseWatch:
     warned: bool = False
     collapsed: bool = False
 
-    def see(self, shares: Sequence[float], samples: int | None, held: bool) -> list[str]:
+    def see(self, shares: Sequence[float] | NDArray[np.float64], samples: int | None, held: bool) -> list[str]:
         """Take in one step; returns messages, at most one of each kind in a run.
 
         Args:

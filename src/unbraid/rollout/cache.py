@@ -21,37 +21,41 @@ class GrowingLayer(DynamicLayer):
 
     key_room: Tensor
     value_room: Tensor
+    filled = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append the states of new tokens; returns all keys and all values."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
-            self.key_room, self.value_room = self.keys, self.values
-        past = self.keys.shape[-2]
-        total = past + key_states.shape[-2]
-        if total > self.key_room.shape[-2]:
+            self.key_room, self.value_room = key_states[..., :0, :], value_states[..., :0, :]
+        past, self.filled = self.filled, self.filled + key_states.shape[-2]
+        if self.filled > self.key_room.shape[-2]:
             # A quarter more than needed: few copies in all, and never much memory for nothing.
-            capacity = total + max(32, total // 4)
-            self.key_room, self.value_room = _roomy(self.keys, capacity), _roomy(self.values, capacity)
-        self.key_room[..., past:total, :] = key_states
-        self.value_room[..., past:total, :] = value_states
-        self.keys, self.values = self.key_room[..., :total, :], self.value_room[..., :total, :]
-        return self.keys, self.values
+            capacity = self.filled + max(32, self.filled // 4)
+            self.key_room = _roomy(self.key_room[..., :past, :], capacity)
+            self.value_room = _roomy(self.value_room[..., :past, :], capacity)
+        self.key_room[..., past : self.filled, :] = key_states
+        self.value_room[..., past : self.filled, :] = value_states
+        return self._show()
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows, in this order; a row may be repeated. Rows that keep their place are not copied."""
-        rows, tokens = len(indices), self.keys.shape[-2]
-        if rows > len(self.key_room):
-            capacity = self.key_room.shape[-2]
-            self.key_room = _roomy(self.keys[indices], capacity)
-            self.value_room = _roomy(self.values[indices], capacity)
-        else:
-            moved = indices != torch.arange(rows, device=indices.device)
-            self.key_room[:rows][moved, :, :tokens] = self.keys[indices[moved]]
-            self.value_room[:rows][moved, :, :tokens] = self.values[indices[moved]]
-            self.key_room, self.value_room = self.key_room[:rows], self.value_room[:rows]
-        self.keys, self.values = self.key_room[..., :tokens, :], self.value_room[..., :tokens, :]
+        self.key_room, self.value_room = (self._select(room, indices) for room in (self.key_room, self.value_room))
+        self._show()
+
+    def _select(self, room: Tensor, indices: Tensor) -> Tensor:
+        states, rows = room[..., : self.filled, :], len(indices)
+        if rows > len(room):
+            return _roomy(states[indices], room.shape[-2])
+        moved = indices != torch.arange(rows, device=indices.device)
+        states[:rows][moved] = states[indices[moved]]
+        return room[:rows]
+
+    def _show(self) -> tuple[Tensor, Tensor]:
+        """Set, and return, what the rest of transformers takes for the cache: the filled part."""
+        keys, values = self.key_room[..., : self.filled, :], self.value_room[..., : self.filled, :]
+        self.keys, self.values = keys, values
+        return keys, values
 
 
 def _roomy(states: Tensor, capacity: int) -> Tensor:

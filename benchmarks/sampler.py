@@ -96,7 +96,7 @@ def forward_only(policy: Policy, work: Work, lengths: Sequence[int]) -> None:
     width = round(np.mean([len(p) for p in prompts]))
     cache = growing_cache()
     policy.model(input_ids=torch.ones((len(prompts), width), dtype=torch.long), past_key_values=cache, logits_to_keep=1)
-    cache.batch_repeat_interleave(work.samples)
+    cache.batch_select_indices(torch.arange(len(prompts)).repeat_interleave(work.samples))
     for position in range(1, max(lengths)):
         live = sum(length > position for length in lengths)
         cache.batch_select_indices(torch.arange(live))

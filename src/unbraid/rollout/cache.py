@@ -17,7 +17,10 @@ def growing_cache() -> Cache:
 
 
 class GrowingLayer(DynamicLayer):
-    """One layer's keys and values, (rows, heads, tokens, head size): views into larger buffers with free places."""
+    """One layer's keys and values, (rows, heads, tokens, head size): views into larger buffers with free places.
+
+    For appending and selecting rows, which is all that decoding does; not for cropping or repeating.
+    """
 
     key_room: Tensor
     value_room: Tensor

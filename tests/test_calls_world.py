@@ -233,6 +233,15 @@ def test_labels_pick_the_answer_by_their_rule(chat):
             assert example.weights == (7.0, *[1.0] * (len(example.response_ids) - 1))
 
 
+def test_unlabelled_rows_teach_both_modes_the_same_ones_every_time(chat):
+    tasks = [replace(task, extra={}) for task in WORLD.training_tasks(300, 0.5, seed=2)]
+    examples, _ = labels_to_examples(tasks, chat, WarmupConfig(labels="mixed"))
+    thinks = [chat.modes.read(e.response_ids) is Mode.THINK for e in examples]
+    assert 0.4 < np.mean(thinks) < 0.6
+    again, _ = labels_to_examples(tasks[::-1], chat, WarmupConfig(labels="mixed"))
+    assert [e.response_ids for e in again[::-1]] == [e.response_ids for e in examples]
+
+
 def test_labels_use_what_a_row_has_and_count_what_is_left_out(chat):
     task = WORLD.training_tasks(1, 0.0, seed=1)[0]
     short, long = task.answers

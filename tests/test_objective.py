@@ -84,6 +84,8 @@ def test_token_weights_are_the_stated_means(averaging: str):
     weights = token_weights(batch, averaging, len(trajectories), sum(lengths))  # type: ignore[arg-type]
     values = torch.rand(weights.shape, dtype=torch.float64)
     rows = [values[i][batch.sampled[i]].tolist() for i in range(len(trajectories))]
+    chosen = token_weights(batch, averaging, len(trajectories), sum(lengths), mode_weight=7.0)  # type: ignore[arg-type]
+    torch.testing.assert_close(chosen, torch.where(batch.choice, 7.0, 1.0) * weights)
     by_sample = sum(sum(r) / len(r) for r in rows) / len(rows)
     by_token = sum(map(sum, rows)) / sum(lengths)
     wanted = by_sample if averaging == "sample" else by_token

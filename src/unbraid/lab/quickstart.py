@@ -73,7 +73,7 @@ def method_recipe(method: str, out: Path, seed: int, world: int, overrides: Sequ
         ["calls", method],
         [
             f"model.path={out / 'starts' / 'fuzzy'}",
-            f"tasks.train={calls}:train_set?world={world}&known_share=0.66&count=1920&seed={seed}",
+            f"tasks.train={calls}:train_set?world={world}&known_share=0.66&count=1600&seed={seed}",
             f"tasks.validation={calls}:held_out?world={world}&split=dev",
             f"tasks.test={calls}:held_out?world={world}&split=test",
             f"seed={seed}",

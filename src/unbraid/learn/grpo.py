@@ -45,6 +45,9 @@ class LearnConfig(BaseModel):
     """PPO clip: ratios beyond [1 − low, 1 + high] get no gradient."""
     averaging: Averaging = "sample"
     """Mean over each response and then over samples (paper), or over all tokens."""
+    mode_weight: float = Field(default=1.0, gt=0)
+    """Weight of the choice of mode in the policy term; every other token has 1. It is one token among dozens and is
+    learned slowly without. Source of the idea: the separate control-token loss of Thinkless (arXiv 2505.13379)."""
     kl: float = Field(default=0.0, ge=0)
     """Coefficient of KL to the start of training (k3). The paper quotes none."""
     epochs: int = Field(default=1, ge=1)
@@ -177,7 +180,7 @@ def micro_batch_loss(
         samples, tokens: totals of the whole minibatch, so that shares add up however it is split.
     """
     scores = score_tokens(policy.model, batch, temperature, policy.format.modes.choice_ids)
-    weights = token_weights(batch, config.averaging, samples, tokens)
+    weights = token_weights(batch, config.averaging, samples, tokens, config.mode_weight)
     terms, clipped = policy_terms(
         scores.logprobs, batch.old_logprobs, batch.advantages, config.clip_low, config.clip_high
     )

@@ -83,15 +83,18 @@ def kl_terms(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     return torch.exp(delta) - delta - 1
 
 
-def token_weights(batch: TokenBatch, averaging: Averaging, samples: float, tokens: float) -> Tensor:
-    """Weight of each target, (B, L): they sum to 1 over the whole batch, however it is split into micro-batches.
+def token_weights(
+    batch: TokenBatch, averaging: Averaging, samples: float, tokens: float, mode_weight: float = 1.0
+) -> Tensor:
+    """Weight of each target, (B, L): with mode weight 1 they sum to 1 over the batch, however it is split.
 
     Args:
         averaging: `sample` = mean over a response, then over samples (GRPO; "sample-level policy loss" of the
             paper); `token` = mean over all tokens (DAPO).
         samples, tokens: totals of the whole batch, over all micro-batches and ranks.
+        mode_weight: factor on the free choice of mode, one token that otherwise counts for one in a response.
     """
-    mask = batch.sampled.to(torch.float64)
+    mask = batch.sampled.to(torch.float64) * (1 + (mode_weight - 1) * batch.choice)
     if averaging == "token":
         return mask / tokens
     return mask / (batch.tokens[:, None].clamp(min=1) * samples)

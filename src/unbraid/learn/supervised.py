@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -39,9 +40,9 @@ class WarmupConfig(BaseModel):
     decay: Decay = "cosine"
     """What the rate does after the rise: held, or down to 5 % of the peak."""
     mode_weight: float = Field(default=10.0, ge=0)
-    """Loss weight of the token that is the choice of mode; every other response token has 1."""
+    """Loss weight of the tokens up to the choice of mode; every other response token has 1."""
     labels: Literal["mixed", "long", "short"] = "mixed"
-    """Which answer to learn. mixed: the short one unless the task needs thinking. Source: arXiv 2603.13348."""
+    """Which answer to learn. mixed (arXiv 2603.13348): the short one unless the task needs thinking."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradient norm at which clipping starts."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
@@ -74,7 +75,7 @@ def response_example(
     """The example that teaches one answer to one task.
 
     Args:
-        mode_weight: loss weight of the token that is the choice of mode; the rest of the response has 1.
+        mode_weight: loss weight of the tokens up to the choice of mode; the rest of the response has 1.
         mode_only: train the choice of mode and nothing else.
 
     Raises:
@@ -82,7 +83,8 @@ def response_example(
     """
     prompt, response = chat.prompt_ids(task.messages, task.tools), chat.response_ids(answer)
     weights = [0.0 if mode_only else 1.0] * len(response)
-    weights[chat.modes.position] = mode_weight
+    # The tokens before the choice are the same in both modes; a response that misses them has no mode at all.
+    weights[: chat.modes.position + 1] = [mode_weight] * (chat.modes.position + 1)
     return SupervisedExample(tuple(prompt), tuple(response), tuple(weights))
 
 
@@ -91,10 +93,12 @@ def labels_to_examples(
 ) -> tuple[list[SupervisedExample], Counter[str]]:
     """Picks one answer of each task by `config.labels` and turns it into an example.
 
-    `mixed` takes the short answer where `task.extra["needs_thinking"]` is False, and otherwise the long one. A
+    `mixed` takes the short answer where `task.extra["needs_thinking"]` is False and the long one where it is True. A
     task with an answer in one mode only teaches that one, whatever the labels.
 
-    Source: arXiv 2603.13348, warm-up: the short label where no-think is right, the long one otherwise.
+    Source: arXiv 2603.13348, warm-up: the short label where no-think is right, the long one otherwise. Choice: where
+    nobody measured that (no `needs_thinking`), half of the tasks, picked by a hash of their id, take either: the start
+    then uses both modes, and RL finds out which pays.
 
     Args:
         max_tokens: longest prompt and response together; None = any.
@@ -122,7 +126,8 @@ def labels_to_examples(
 
 
 def _pick(task: Task, labels: str) -> Answer | None:
-    thinks = labels == "long" or (labels == "mixed" and bool(task.extra.get("needs_thinking", True)))
+    by_hash = bool(crc32(task.id.encode()) & 1)
+    thinks = labels == "long" or (labels == "mixed" and bool(task.extra.get("needs_thinking", by_hash)))
     preferred = [a for a in task.answers if (a.mode is Mode.THINK) == thinks]
     return next(iter([*preferred, *task.answers]), None)
 

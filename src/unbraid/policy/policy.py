@@ -1,6 +1,5 @@
-"""Loading a policy, switching its adapter off for the reference, and saving it in stock formats."""
+"""Loading a policy, going back to where it started for the reference, and saving it in stock formats."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -59,7 +58,7 @@ class Policy:
     format: ChatFormat
     device: torch.device
     has_adapter: bool = False
-    _frozen: nn.Module | None = field(default=None, repr=False)
+    _start: list[torch.Tensor] = field(default_factory=list, repr=False)
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """(name, parameter) of everything that is trained, in a fixed order."""
@@ -70,20 +69,27 @@ class Policy:
         return sum(p.numel() for p in self.model.parameters())
 
     def freeze_reference(self) -> None:
-        """Remember the weights of now as the reference of the KL term (a no-op with an adapter: its base is it)."""
-        if not self.has_adapter and self._frozen is None:
-            self._frozen = copy.deepcopy(self.model).eval().requires_grad_(False)
+        """Remember the trained weights of now: they are the reference of the KL term."""
+        self._start = [p.detach().clone() for _, p in self.trainable()]
 
     @contextmanager
     def reference(self) -> Iterator[Any]:
-        """The reference model: the base without its adapter, or the copy that `freeze_reference` made."""
-        if self.has_adapter:
-            with self.model.disable_adapter():
-                yield self.model
-        elif self._frozen is not None:
-            yield self._frozen
-        else:
-            raise ModelError("the policy has no reference model: call freeze_reference() before the first update")
+        """The model with the weights that `freeze_reference` remembered; the present ones are back afterwards.
+
+        Raises:
+            ModelError: nothing was remembered.
+        """
+        if not self._start:
+            raise ModelError("the policy has no reference: call freeze_reference() before the first update")
+        parameters = [p for _, p in self.trainable()]
+        present = [p.data for p in parameters]
+        try:
+            for parameter, start in zip(parameters, self._start, strict=True):
+                parameter.data = start
+            yield self.model
+        finally:
+            for parameter, value in zip(parameters, present, strict=True):
+                parameter.data = value
 
     def save(self, path: str | Path) -> None:
         """Write a folder that stock transformers (or PEFT, for an adapter) loads, tokenizer and template included."""

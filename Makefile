@@ -28,7 +28,7 @@ test: lint ## format, lint, types and all tests but the slow ones
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: setup ## the slow tests only
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 
 lint: setup ## the checks without the tests
 	$(BIN)/python -m ruff format --check .

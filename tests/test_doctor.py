@@ -171,7 +171,7 @@ def test_the_trial_is_a_step_of_the_run(trial):
     assert trial.warmed_up and trial.prompts == 6 and len(trial.trajectories) == 24
     assert trial.rollout_s > 0 and trial.learn_s > 0 and 0 < trial.peak_bytes < trial.total_bytes
     assert trial.log_probs[0] < 1e-4
-    assert {"dead_groups", "think_rate", "constraint/mode_rate/all/entropy"} <= trial.metrics.keys()
+    assert {"dead_groups", "think_rate", "constraint/think_rate/all/entropy"} <= trial.metrics.keys()
 
 
 def test_a_long_run_is_scaled_up_from_a_part(monkeypatch, policy, tasks):
@@ -229,13 +229,13 @@ def test_where_coefficients_would_go(trial):
     # lr 0.01 times a gap of 0.18 nats in each of 120 updates
     assert low.level == "warning" and "0.01 → 0.226 in 120 updates" in low.message
     unreachable = small("constraints.0.target=0.9")
-    out_of_reach = changed(trial, constraint__mode_rate__all__target=0.9)
+    out_of_reach = changed(trial, constraint__think_rate__all__target=0.9)
     assert bad(check_constraints(unreachable, out_of_reach)) == [("error", "constraints")]
-    closed = changed(trial, constraint__mode_rate__all__target=0.0)
+    closed = changed(trial, constraint__think_rate__all__target=0.0)
     (never,) = check_constraints(small("constraints.0.target=0.0"), closed)
     assert never.level == "warning" and "never opens" in never.message
-    del out_of_reach.metrics["constraint/mode_rate/all/entropy"]
-    out_of_reach.metrics["constraint/mode_rate/all/target"] = 0.5
+    del out_of_reach.metrics["constraint/think_rate/all/entropy"]
+    out_of_reach.metrics["constraint/think_rate/all/target"] = 0.5
     (absent,) = check_constraints(small(), out_of_reach)
     assert absent.level == "warning" and "no response" in absent.message
 

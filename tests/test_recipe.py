@@ -50,7 +50,7 @@ def test_extends_comes_before_its_own_layer(tmp_path):
     several = write(tmp_path, "several", extends=["mine.yaml", "recommended"], seed=4)
     recipe = load_recipe([several])
     assert (recipe.learn.steps, recipe.seed, recipe.learn.advantage_scale) == (7, 4, "batch")
-    assert [c.name for c in recipe.constraints] == ["mode_rate"]
+    assert [c.name for c in recipe.constraints] == ["think_rate"]
 
 
 def test_layers_that_extend_each_other(tmp_path):

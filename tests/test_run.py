@@ -82,7 +82,7 @@ def test_what_a_run_logs(run):
     first, second = read_metrics(run.folder)
     assert (first["step"], second["step"]) == (1, 2)
     assert {"loss", "reward", "think_rate", "entropy/mode", "validation/auto/accuracy", "vote/batch"} <= first.keys()
-    assert "constraint/mode_rate/all/coefficient" in second and first["seconds/rollout"] > 0
+    assert "constraint/think_rate/all/coefficient" in second and first["seconds/rollout"] > 0
     assert len(read_rollouts(run.folder / "rollouts" / "step_000002.parquet")) == 16
 
 

@@ -12,7 +12,7 @@ from unbraid.recipe import Recipe, field_count, load_recipe, shipped_recipes
 
 BASE = {"model": {"path": "somewhere"}, "tasks": {"train": "rows.jsonl"}}
 NEEDS = {"rows": ("model.path=m", "tasks.train=t"), "qwen": ("tasks.train=t",)}
-OVERLAYS = ("plain", "recommended", "autotool_published")
+OVERLAYS = ("plain", "recommended", "autotool_published", "fixed_entropy", "global_adaptive", "mode_entropy")
 
 
 def write(folder: Path, name: str, **content: object) -> str:

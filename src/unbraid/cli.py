@@ -136,6 +136,25 @@ def lab_base(
     raise typer.Exit(build(["--seed", str(world), "--out", str(out)]))
 
 
+@lab.command("chat-model")
+def lab_chat_model(
+    rows: Annotated[str, typer.Argument(metavar="ROWS", help="Rows whose texts the tokenizer learns.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    hidden: Annotated[int, typer.Option(help="Width of the model.")] = 128,
+    layers: int = 2,
+    vocab_size: int = 4096,
+    seed: int = 0,
+) -> None:
+    """Build a small untrained ChatML model for real rows: what `rows-small` trains when no real model is at hand."""
+    from unbraid.data import DataConfig, read_tasks
+    from unbraid.lab.chatml import build_chatml_model, task_texts
+
+    found = read_tasks(rows, DataConfig())
+    console.print(found.summary(), highlight=False, markup=False)
+    build_chatml_model(out, task_texts(found.tasks), vocab_size, hidden, layers, seed)
+    console.print(f"model [bold]{out}[/]   now: unbraid train rows-small model.path={out} tasks.train={rows}")
+
+
 class _Bars:
     """One progress bar per stage, with the time left."""
 

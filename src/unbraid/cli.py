@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from unbraid.errors import UnbraidError
@@ -160,8 +160,8 @@ class _Bars:
 
     def __enter__(self) -> "_Bars":
         self.progress = Progress(
-            TextColumn("{task.description:<9}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=errors,
+            TextColumn("{task.description:<9}"), BarColumn(bar_width=12), MofNCompleteColumn(),
+            TimeRemainingColumn(), TextColumn("left  {task.fields[note]}"), console=errors,
         )  # fmt: skip
         self.bars: dict[str, Any] = {}
         self.progress.start()
@@ -174,7 +174,7 @@ class _Bars:
         """A `run.Progress`."""
         if stage not in self.bars:
             self.bars[stage] = self.progress.add_task(stage, total=total, note="")
-        shown = [("loss", ".3f"), ("accuracy", ".2f"), ("think_rate", ".2f"), ("tokens", ".0f")]
+        shown = [("loss", ".2f"), ("accuracy", ".2f"), ("think_rate", ".2f")]
         note = "  ".join(
             f"{key.replace('_', ' ')} {metrics[key]:{form}}"
             for key, form in shown

@@ -180,7 +180,7 @@ def chain_aware_oracle(direct: Sequence[Trajectory], distilled: Sequence[Traject
     known = {task.id: bool(task.extra["known"]) for task in held_out(world, "test")}
     picked = [d if known[d.task_id] else t for d, t in zip(direct, distilled, strict=True)]
     accuracy, tokens = np.mean([t.correct for t in picked]), np.mean([t.response_tokens for t in picked])
-    return Oracle(float(accuracy), float(tokens), "oracle that knows which chains are known")
+    return Oracle(float(accuracy), float(tokens))
 
 
 def summary(scores: dict[str, list[Score]], comparisons: Sequence[Comparison], oracle: Oracle) -> list[str]:

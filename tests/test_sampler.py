@@ -11,6 +11,7 @@ from unbraid.learn.batch import collate
 from unbraid.learn.objective import score_tokens
 from unbraid.rollout import Finish, LocalSampler
 from unbraid.rollout.randomness import stream_key, uniforms
+from unbraid.rollout.scoring import draw
 from unbraid.tokens import Provenance, Role
 
 FREE_AND_FORCED = [Mode.AUTO, Mode.THINK, Mode.NO_THINK, Mode.AUTO, Mode.AUTO]
@@ -115,3 +116,12 @@ def test_other_seeds_and_samples_draw_other_tokens():
     )
     assert all(a.ids.tolist() != b.ids.tolist() for a, b in zip(one, two, strict=True))
     assert len({tuple(t.ids.tolist()) for t in one}) == len(one)
+
+
+def test_a_task_that_comes_twice_is_answered_anew():
+    policy = tiny_policy(sharp=0.1)
+    task = calls_tasks(1)[0]
+    modes = [Mode.AUTO] * 3
+    drawn = draw(LocalSampler(policy), policy.format, [task, task], modes, temperature=1.0, max_new_tokens=12)
+    assert len({tuple(t.ids.tolist()) for t in drawn}) == 6
+    assert [t.sample for t in drawn] == list(range(6))

@@ -1,5 +1,6 @@
 """Asking for responses to tasks, and writing on each what it is worth."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -32,12 +33,13 @@ def draw(
     seed: object = 0,
 ) -> list[Trajectory]:
     """One response per task and entry of `modes`, in task order; not yet scored."""
-    prompts = [tuple(format.prompt_ids(task.messages, task.tools)) for task in tasks]
-    requests = [
-        Request(task, prompt, sample, mode)
-        for task, prompt in zip(tasks, prompts, strict=True)
-        for sample, mode in enumerate(modes)
-    ]
+    requests: list[Request] = []
+    drawn: Counter[str] = Counter()
+    for task in tasks:
+        prompt = tuple(format.prompt_ids(task.messages, task.tools))
+        # A task that comes twice goes on counting: equal (task, sample) would draw the same response again.
+        requests += [Request(task, prompt, drawn[task.id] + i, mode) for i, mode in enumerate(modes)]
+        drawn[task.id] += len(modes)
     return sampler.sample(requests, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
 
 

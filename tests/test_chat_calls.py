@@ -139,8 +139,8 @@ def test_formats_are_pluggable():
     ("spec", "message"),
     [
         ("hermess", "unknown; use one of hermes, json_list, llama, toolrl"),
-        ("no_such_module:X", "cannot load"),
-        (f"{__name__}:no_such_name", "cannot load"),
+        ("no_such_module:X", "cannot import"),
+        (f"{__name__}:no_such_name", "has no .no_such_name."),
         (f"{__name__}:TEXT", "not a CallFormat"),
     ],
 )

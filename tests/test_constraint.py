@@ -46,7 +46,7 @@ def test_decoupled_bonus_and_update_equal_the_published_formulas(scored: tuple[T
     bonus = constraint.bonus(batch, scores, samples=len(batch))
     betas = {Mode.NO_THINK: 0.03, Mode.THINK: 0.01, Mode.NONE: 0.0}
     wanted = sum(betas[m] * h * (h <= median) for m, h in zip(modes, entropies, strict=True)) / len(batch)
-    assert float(bonus) == pytest.approx(wanted, abs=1e-12)
+    assert bonus.item() == pytest.approx(wanted, abs=1e-12)
     long = [h for m, h in zip(modes, entropies, strict=True) if m is Mode.THINK]
     logged = constraint.update(progress=0.5)
     after = 0.01 - 0.05 * (np.mean(long) - median)

@@ -89,10 +89,10 @@ def test_functions_as_sources(tmp_path, monkeypatch):
     ("source", "words"),
     [
         ("my_world:late", "KeyError: 'gone'"),
-        ("my_world:nothing", "returned a int, not an iterable"),
+        ("my_world:nothing", "returned a int: return an iterable of Task"),
         ("my_world:tasks?size=3", "unexpected keyword argument 'size'"),
         ("my_world:tasks?count", "failed"),
-        ("my_world:absent", "no function 'absent'"),
+        ("my_world:absent", "has no .absent."),
         ("no_such_world:tasks", "cannot import"),
     ],
 )

@@ -168,10 +168,10 @@ def test_broken_user_function_is_named_with_the_task(user_file, function, words)
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("no_colon", "write module:function"),
+        ("no_colon", "write module:name"),
         ("absent.py:f", "no such file"),
         ("no_such_module_here:f", "cannot import"),
-        ("math:no_such", "has no function"),
+        ("math:no_such", "has no .no_such."),
     ],
 )
 def test_function_that_cannot_be_loaded(name, words):

@@ -84,15 +84,16 @@ def method_recipe(method: str, out: Path, seed: int, world: int, overrides: Sequ
 
 def _jobs(out: Path, recipes: dict[str, Recipe], seed: int, world: int) -> list[Job]:
     """All work, the longest first where there is a choice."""
-    dry = method_recipe("plain", out, seed, world)
     starts = [Job(f"warm-up: {name}", make, (name, out, seed, world)) for name in ("fuzzy", "distilled")]
     runs = [
         Job(f"train: {method}", train_method, (recipes[method], out / method), ("warm-up: fuzzy",))
         for method in ("recommended", "autotool_published", "plain")
     ]
     fixed = [
-        Job("evaluate: distilled", evaluate_fixed, ("distilled", dry, out, world), ("warm-up: distilled",)),
-        Job("evaluate: direct", evaluate_fixed, ("direct", dry, out, world)),
+        Job(
+            "evaluate: distilled", evaluate_fixed, ("distilled", recipes["plain"], out, world), ("warm-up: distilled",)
+        ),
+        Job("evaluate: direct", evaluate_fixed, ("direct", recipes["plain"], out, world)),
     ]
     return [*starts, *runs, *fixed]
 

@@ -1,6 +1,7 @@
 """Entropy constraints against the paper's formulas written as plain loops, and their state."""
 
 import copy
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -179,3 +180,17 @@ def test_unknown_groups_are_refused_with_the_known_ones():
 def test_idle_constraints_say_so():
     assert Constraint(ConstraintConfig(name="c", coefficient=0.0)).is_idle()
     assert not Constraint(ConstraintConfig(name="c", coefficient=Adaptive())).is_idle()
+
+
+@pytest.mark.parametrize("gate", ["none", "sample", "batch"])
+def test_a_batch_in_which_nobody_chose_has_no_rate_and_no_gradient(
+    gate: Literal["none", "sample", "batch"], scored: tuple[TokenBatch, Scores, list[Mode]]
+):
+    batch, scores, _ = scored
+    nobody = copy.copy(batch)
+    nobody.think_share = torch.full_like(batch.think_share, float("nan"))
+    constraint = Constraint(ConstraintConfig(name="c", measure="choice_rate", target=0.5, coefficient=1.0, gate=gate))
+    think = scores.choice_think.detach().clone().requires_grad_()
+    constraint.bonus(nobody, replace(scores, choice_think=think), len(batch)).backward()
+    assert think.grad is not None and not think.grad.any()
+    assert "constraint/c/all/entropy" not in constraint.update(0.5)

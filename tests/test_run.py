@@ -1,6 +1,7 @@
 """A whole run at a tiny budget: what it leaves in its folder, how it goes on, and what it refuses in one line."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from unbraid.run import (
     read_scores,
     recipe_of,
     report_runs,
+    take_weights,
     train,
     transcripts_of,
 )
@@ -167,6 +169,21 @@ def test_one_page_about_runs(run, tmp_path):
     assert len({t.task for t in report.transcripts}) == 6
 
 
+def test_runs_of_one_name_are_told_apart_by_their_folders(run, tmp_path):
+    shutil.copytree(run.folder, tmp_path / "other")
+    report = report_runs([run.folder, tmp_path / "other"], tmp_path / "page.html")
+    names = [str(run.folder), str(tmp_path / "other")]
+    assert [score.labels.method for score in report.headline] == names == [view.name for view in report.runs]
+
+
+@pytest.mark.parametrize("folder", ["absent", "checkpoints", "rollouts"])
+def test_weights_that_are_not_there_are_said_in_one_line(run, folder):
+    policy = load_policy(recipe().model, recipe().chat)
+    with pytest.raises(CheckpointError, match=folder) as caught:
+        take_weights(policy, run.folder / folder)
+    assert "\n" not in str(caught.value)
+
+
 def test_transcripts_show_a_wrong_answer_first(run):
     policy = load_policy(recipe().model, recipe().chat)
     trajectories = read_rollouts(run.folder / "evaluation.parquet")
@@ -192,7 +209,10 @@ def test_evaluating_again_on_fewer_tasks(run, tmp_path):
         (["tasks.train=unbraid.lab.calls_world:train_set?world=0&colour=blue"], DataError),
         (["data.max_prompt_tokens=1"], DataError),
         (["tasks.validation=null", "data.validation=1000"], DataError),
+        (["tasks.validation=null", "tasks.test=null", "data.validation=0"], DataError),
         (["model.path=absent"], ModelError),
+        (["model.adapter={targets: [absent]}"], ModelError),
+        (["model.device=absent"], ModelError),
         (["model.path=unbraid.lab.base_model:absent"], ModelError),
         (["chat.preset=absent"], UnbraidError),
         (["chat.call_format=absent"], UnbraidError),
@@ -206,6 +226,7 @@ def test_what_cannot_run_is_said_in_one_line(tmp_path, overrides, kind):
     message = str(caught.value)
     assert "\n" not in message and len(message) < 500
     assert "absent" in message or ":" in message
+    assert not (tmp_path / "run").exists()  # so that the corrected recipe may take the folder
 
 
 def test_a_folder_that_is_no_run(tmp_path):

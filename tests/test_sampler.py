@@ -6,8 +6,9 @@ import torch
 from policies import calls_tasks, requests_for, tiny_policy
 from scipy import stats
 
+from unbraid.chat.modes import ModePrefixes
 from unbraid.chat.types import Mode
-from unbraid.learn.batch import collate
+from unbraid.learn.batch import collate, think_share
 from unbraid.learn.objective import score_tokens
 from unbraid.rollout import Finish, LocalSampler
 from unbraid.rollout.randomness import stream_key, uniforms
@@ -125,3 +126,21 @@ def test_a_task_that_comes_twice_is_answered_anew():
     drawn = draw(LocalSampler(policy), policy.format, [task, task], modes, temperature=1.0, max_new_tokens=12)
     assert len({tuple(t.ids.tolist()) for t in drawn}) == 6
     assert [t.sample for t in drawn] == list(range(6))
+
+
+def test_a_response_that_starts_otherwise_than_both_modes_makes_no_choice():
+    # Both modes start with one more id, as in `<think>`, then `\n` or `\n\n`.
+    policy = tiny_policy(sharp=0.05)
+    think, no_think = policy.format.modes.choice_ids
+    stop = policy.format.stop_ids[0]
+    shared = next(i for i in range(len(policy.tokenizer)) if i not in (think, no_think, stop))
+    policy.format.modes = ModePrefixes((shared, think), (shared, no_think))
+    requests = requests_for(policy, calls_tasks(12), [Mode.AUTO] * 24)
+    trajectories = LocalSampler(policy).sample(requests, temperature=1.0, max_new_tokens=6, seed=0)
+    starts = np.array([t.response_ids[0] == shared for t in trajectories])
+    assert starts.any() and not starts.all()
+    assert np.isfinite([t.choice_probs for t in trajectories]).all(-1).tolist() == starts.tolist()
+    batch = collate(trajectories, np.zeros(len(trajectories)), 1, before_choice=policy.format.modes.shared)
+    assert batch.choice.any(-1).tolist() == starts.tolist()
+    chosen = [t for t, starts_so in zip(trajectories, starts, strict=True) if starts_so]
+    assert think_share(trajectories) == pytest.approx(think_share(chosen))

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from unbraid.errors import UnbraidError
 
@@ -84,7 +85,7 @@ def evaluate(
     runs.recipe_of(run)
     recipe = load_recipe([run / "recipe.yaml"], overrides or [])
     policy = runs.load_policy(recipe.model, recipe.chat)
-    policy.load_weights(run / checkpoint)
+    runs.take_weights(policy, run / checkpoint)
     with _Bars() as bars:
         runs.evaluate_run(recipe, policy, runs.load_tasks(recipe, policy).test, run, bars.show)
     _print_scores(runs.report_runs([run], run / "report.html"))
@@ -196,14 +197,21 @@ def _print_scores(found: Any) -> None:
     console.print(score_table(found, everything=True))
 
 
+def _refuse(error: Exception) -> None:
+    # As text, not as markup: messages quote users' brackets.
+    errors.print(Text.assemble(("error: ", "bold red"), str(error)), highlight=False, soft_wrap=True)
+    sys.exit(1)
+
+
 def main() -> None:
     """Entry point: errors of ours are one line, without a traceback."""
     try:
         # Without standalone mode an exit status is returned, not raised.
         sys.exit(app(standalone_mode=False) or 0)
     except UnbraidError as error:
-        errors.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+        _refuse(error)
+    except OSError as error:  # a disk that is full, a folder that cannot be written
+        _refuse(error)
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except (KeyboardInterrupt, typer.Abort):

@@ -8,7 +8,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from unbraid.data import fit_prompts, read_tasks, split_tasks
 from unbraid.errors import CheckpointError, DataError
 from unbraid.evaluate.evaluate import EvaluateConfig, evaluate, spread
 from unbraid.evaluate.metrics import Labels, Score
-from unbraid.learn.checkpoint import CheckpointStore
+from unbraid.learn.checkpoint import UNREADABLE, CheckpointStore
 from unbraid.learn.constraint import Constraint
 from unbraid.learn.log import read_metrics, read_notes, write_rollouts
 from unbraid.learn.schedule import epochs
@@ -80,6 +80,8 @@ def load_tasks(recipe: Recipe, policy: Policy) -> TaskSets:
     test = read(recipe.tasks.test) if recipe.tasks.test else validation
     if not train:
         raise DataError(f"{recipe.tasks.train}: every task was held out for validation: lower data.validation")
+    if not test or (recipe.evaluate.every and not validation):
+        raise DataError("there is no task to evaluate: raise data.validation, or give tasks.validation and tasks.test")
     return TaskSets(train, validation, test, "\n".join(lines))
 
 
@@ -123,10 +125,12 @@ def train(recipe: Recipe, run_dir: str | Path, resume: bool = False, progress: P
         CheckpointError: `run_dir` holds a run and `resume` is off, or a run of another recipe.
     """
     run_dir = Path(run_dir)
-    _claim(run_dir, recipe, resume)
+    _refuse_other_runs(run_dir, recipe, resume)
     _seed_everything(recipe.seed)
     policy = load_policy(recipe.model, recipe.chat)
     tasks = load_tasks(recipe, policy)
+    # Only now: a recipe that cannot start leaves no folder behind that its correction would be refused.
+    _claim(run_dir, recipe)
     (run_dir / "tasks.txt").write_text(tasks.books + "\n")
     if recipe.warmup:
         warm_up(recipe, policy, tasks.train, run_dir, progress)
@@ -255,11 +259,11 @@ def recipe_of(run_dir: str | Path) -> Recipe:
     return load_recipe([path])
 
 
-def run_view(run_dir: str | Path) -> RunView:
-    """A run as the report shows it."""
+def run_view(run_dir: str | Path, name: str = "") -> RunView:
+    """A run as the report shows it. `name`: instead of its recipe's."""
     recipe = recipe_of(run_dir)
     return RunView(
-        recipe.name,
+        name or recipe.name,
         recipe.label or recipe.name,
         read_metrics(run_dir),
         read_notes(run_dir),
@@ -282,6 +286,8 @@ def transcripts_of(
 def report_runs(run_dirs: Sequence[str | Path], out: str | Path, title: str = "") -> Report:
     """One page about one or more finished runs; returns what it was made from.
 
+    Runs are called by their recipes' names, or by their folders where two recipes have one name.
+
     Raises:
         DataError: a folder is no run, or an unfinished one.
     """
@@ -290,17 +296,23 @@ def report_runs(run_dirs: Sequence[str | Path], out: str | Path, title: str = ""
     shown: list[Transcript] = []
     scores: list[Score] = []
     recipes = [recipe_of(run_dir) for run_dir in run_dirs]
-    for run_dir, recipe in zip(run_dirs, recipes, strict=True):
-        scores += read_scores(run_dir)
+    names = [recipe.name for recipe in recipes]
+    if len(set(names)) < len(names):
+        names = [str(run_dir) for run_dir in run_dirs]
+    for run_dir, recipe, name in zip(run_dirs, recipes, names, strict=True):
+        scores += [replace(s, labels=replace(s.labels, method=name)) for s in read_scores(run_dir)]
         policy = load_policy(recipe.model, recipe.chat)
-        shown += transcripts_of(recipe.name, policy, read_rollouts(Path(run_dir) / "evaluation.parquet"))
+        shown += transcripts_of(name, policy, read_rollouts(Path(run_dir) / "evaluation.parquet"))
     report = Report(
-        title=title or ", ".join(r.name for r in recipes),
-        summary=[f"{r.name}: {r.label}" for r in recipes if r.label],
+        title=title or ", ".join(names),
+        summary=[f"{name}: {r.label}" for name, r in zip(names, recipes, strict=True) if r.label],
         scores=scores,
-        runs=[run_view(run_dir) for run_dir in run_dirs],
+        runs=[run_view(run_dir, name) for run_dir, name in zip(run_dirs, names, strict=True)],
         transcripts=shown,
-        colophon=colophon([f"unbraid report {' '.join(map(str, run_dirs))}"], {r.name: r.seed for r in recipes}),
+        colophon=colophon(
+            [f"unbraid report {' '.join(map(str, run_dirs))}"],
+            {name: r.seed for name, r in zip(names, recipes, strict=True)},
+        ),
     )
     write_report(out, report)
     return report
@@ -314,17 +326,38 @@ def colophon(commands: Sequence[str], seeds: dict[str, Any], seconds: dict[str, 
     return Colophon(commands, seeds, {name: version(name) for name in packages}, seconds or {})
 
 
-def _claim(run_dir: Path, recipe: Recipe, resume: bool) -> None:
-    """Make the folder this recipe's, or refuse."""
+def take_weights(policy: Policy, folder: Path) -> None:
+    """Load the weights that a run has written: its `final`, `start` or `checkpoints/step-…`.
+
+    Raises:
+        CheckpointError: the folder is absent, or holds no weights of this model.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no folder {folder}: finish the run, or name a folder of it that holds weights")
+    try:
+        policy.load_weights(folder)
+    except UNREADABLE as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise CheckpointError(f"{folder} holds no weights of this model ({reason}): name another folder") from error
+
+
+def _claim(run_dir: Path, recipe: Recipe) -> None:
+    """Make the folder this recipe's."""
     path = run_dir / "recipe.yaml"
     if not path.exists():
         run_dir.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(".writing-recipe.yaml")
         partial.write_text(recipe.to_yaml())
         partial.rename(path)
-    elif not resume:
+
+
+def _refuse_other_runs(run_dir: Path, recipe: Recipe, resume: bool) -> None:
+    path = run_dir / "recipe.yaml"
+    if not path.exists():
+        return
+    if not resume:
         raise CheckpointError(f"{run_dir} holds a run already: add --resume to go on with it, or choose another --out")
-    elif load_recipe([path]).fingerprint() != recipe.fingerprint():
+    if load_recipe([path]).fingerprint() != recipe.fingerprint():
         raise CheckpointError(f"{run_dir} was started with another recipe: resume with {path}, or choose another --out")
 
 

@@ -33,6 +33,11 @@ class ModePrefixes:
         return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self.think), len(self.no_think)))
 
     @property
+    def shared(self) -> tuple[int, ...]:
+        """The ids before `position`: a response that starts with others makes no choice of mode there."""
+        return self.think[: self.position]
+
+    @property
     def choice_ids(self) -> tuple[int, int]:
         """(think id, no_think id) at `position`."""
         return self.think[self.position], self.no_think[self.position]

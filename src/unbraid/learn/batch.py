@@ -54,11 +54,13 @@ def collate(
     choice_position: int,
     reference_logprobs: Sequence[np.ndarray] | None = None,
     think_share: float = math.nan,
+    before_choice: tuple[int, ...] = (),
 ) -> TokenBatch:
     """Pad trajectories on the right.
 
     Args:
         choice_position: index of the mode token in a response (`ModePrefixes.position`).
+        before_choice: what both modes start with (`ModePrefixes.shared`): after other ids that token chooses no mode.
         reference_logprobs: per trajectory (T,), as `Trajectory.logprobs`; None for no KL term.
         think_share: `think_share` of the whole minibatch that this is a part of.
     """
@@ -73,7 +75,8 @@ def collate(
     choice = torch.zeros((rows, longest), dtype=torch.bool)
     for row, t in enumerate(trajectories):
         at = t.prompt_length + choice_position
-        choice[row, at : at + 1] = bool(at < len(t.ids) and t.sampled[at])
+        chosen = tuple(t.ids[at - len(before_choice) : at].tolist()) == before_choice
+        choice[row, at : at + 1] = bool(at < len(t.ids) and t.sampled[at] and chosen)
     reference = reference_logprobs or [np.zeros(1, dtype=np.float32)] * rows
     return TokenBatch(
         ids=pad([t.ids for t in trajectories], torch.long),
@@ -93,11 +96,13 @@ def collate(
 def think_share(trajectories: Sequence[Trajectory]) -> float:
     """Mean two-way probability of think over the free choices, at the weights that sampled; NaN without any.
 
-    A sampler that gives no choice probabilities leaves the observed modes as the estimate.
+    Responses that never come to the choice take no part. A sampler that gives no choice probabilities leaves the
+    observed modes as the estimate.
     """
     free = [t for t in trajectories if t.forced is Mode.AUTO]
     pairs = np.array([t.choice_probs for t in free], dtype=float).reshape(-1, 2)
-    if np.isfinite(pairs).all() and len(pairs):
+    pairs = pairs[pairs.sum(-1) > 0]  # neither NaN nor two probabilities that underflowed
+    if len(pairs):
         return float((pairs[:, 0] / pairs.sum(-1)).mean())
     read = [t.mode is Mode.THINK for t in free if t.mode is not Mode.NONE]
     return float(np.mean(read)) if read else math.nan

@@ -127,7 +127,8 @@ class Constraint:
             entropy = lever.detach()
             if self.config.measure == "choice_rate":
                 # H(p̄) of the mean p̄ = Σ p_i / N is not a sum over samples, but its gradient is: dH/dp̄ · dp_i / N.
-                share = batch.think_share.clamp(1e-6, 1 - 1e-6)
+                has = has & batch.think_share.isfinite()  # NaN where no response of the batch made the choice
+                share = batch.think_share.nan_to_num(0.5).clamp(1e-6, 1 - 1e-6)
                 lever = lever * torch.log((1 - share) / share)
                 entropy = -(share * share.log() + (1 - share) * (1 - share).log())
             below = has & (entropy <= self._target(group))

@@ -154,6 +154,7 @@ def _optimiser_step(
             modes.position,
             [reference[i][: len(kept[i].ids)] for i in part] if reference else None,
             share,
+            modes.shared,
         ).to(policy.device)
         loss = micro_batch_loss(policy, batch, constraints, config, temperature, samples, tokens, sums)
         loss.backward()

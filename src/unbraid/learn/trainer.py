@@ -144,7 +144,7 @@ class Training:
         votes = mode_votes(rewards, groups, think, valid)
         metrics |= {f"vote/{scale}": vote for scale, (vote, _) in votes.items()}
         shares = [think_share([trajectories[i] for i in np.flatnonzero(groups == g)]) for g in np.unique(groups)]
-        exact = all(math.isfinite(p) for t in trajectories for p in t.choice_probs)
+        exact = any(math.isfinite(p) for t in trajectories for p in t.choice_probs)
         held = any(c.holds_choice() for c in self.constraints)
         known = [share for share in shares if math.isfinite(share)]
         for message in self.watch.see(known, None if exact else self.rollout.samples, held):

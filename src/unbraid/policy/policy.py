@@ -115,7 +115,7 @@ def load_policy(config: ModelConfig, chat: ChatConfig) -> Policy:
     """Load model, tokenizer and chat format; wrap the model in an adapter if the recipe asks for one.
 
     Raises:
-        ModelError: the folder or hub name cannot be loaded, or an adapter uses dropout.
+        ModelError: the folder or hub name cannot be loaded, the device is not there, or the adapter does not fit.
     """
     import transformers
 
@@ -128,7 +128,7 @@ def load_policy(config: ModelConfig, chat: ChatConfig) -> Policy:
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, config.dtype), attn_implementation=config.attention
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             f"model.path '{path}' cannot be loaded: {reason} | give a folder with config.json, weights and "
@@ -155,10 +155,21 @@ def add_adapter(model: Any, config: AdapterConfig) -> Any:
     lora = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, target_modules=config.targets, lora_dropout=0.0, task_type="CAUSAL_LM"
     )
-    return peft.get_peft_model(model, lora, autocast_adapter_dtype=True)
+    try:
+        return peft.get_peft_model(model, lora, autocast_adapter_dtype=True)
+    except ValueError as error:
+        names = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
+        raise ModelError(
+            f"model.adapter.targets {config.targets!r} does not fit the model ({str(error).splitlines()[0]}): use "
+            f"all-linear, or some of {', '.join(names)}"
+        ) from error
 
 
 def _device(name: str) -> torch.device:
     if name != "auto":
-        return torch.device(name)
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
+            reason = str(error).splitlines()[0]
+            raise ModelError(f"model.device '{name}' cannot be used: {reason} | set auto, or cpu") from error
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

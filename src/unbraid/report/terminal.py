@@ -53,5 +53,5 @@ def transcript_text(transcript: Transcript) -> Text:
 def _with_interval(e: Estimate, scale: float) -> Text:
     text = Text(number(scale * e.value), style="bold")
     if e.low is not None and e.high is not None:
-        text.append(f" ({number(scale * e.low)}–{number(scale * e.high)})", style="not bold dim")
+        text.append(f" ({number(scale * e.low, 0)}–{number(scale * e.high, 0)})", style="not bold dim")
     return text

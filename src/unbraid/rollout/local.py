@@ -78,7 +78,7 @@ class _Decoding:
         self.policy, self.requests, self.temperature, self.budget = policy, requests, temperature, budget
         rows = len(requests)
         modes = policy.format.modes
-        self.choice_at, self.choice_ids = modes.position, list(modes.choice_ids)
+        self.choice_at, self.before_choice, self.choice_ids = modes.position, modes.shared, list(modes.choice_ids)
         self.stop_ids = np.array(policy.format.stop_ids)
         self.keys = np.array([stream_key(seed, r.task.id, r.sample) for r in requests], dtype=np.uint64)
         # forced[row, t] is the id that a forced mode puts at response position t, or -1 where the model draws.
@@ -174,7 +174,8 @@ class _Decoding:
         entropy = -(probs * logp.clamp(min=-1e4)).sum(-1)
         chosen = logp.gather(-1, drawn[:, None])[:, 0]
         if position == self.choice_at:
-            self.choice[live] = probs[:, self.choice_ids].double().cpu().numpy()
+            chooses = (self.tokens[live, :position] == self.before_choice).all(-1) & ~self.stopped[live]
+            self.choice[live[chooses]] = probs[:, self.choice_ids].double().cpu().numpy()[chooses]
         tokens = drawn.cpu().numpy()
         self.tokens[live, position] = tokens
         self.logprobs[live, position] = np.where(forced, 0.0, chosen.cpu().numpy())

@@ -27,7 +27,8 @@ class Trajectory:
     logprobs: (T,) float32, log-prob in nats under the sampling distribution (temperature included); 0 if not sampled.
     entropies: (T,) float32, entropy in nats of the distribution each sampled token was drawn from; NaN elsewhere, and
         everywhere if the sampler does not know it.
-    choice_probs: probabilities of the (think, no_think) id at the mode position; NaN if the sampler does not know it.
+    choice_probs: probabilities of the (think, no_think) id at the mode position; NaN if the sampler does not know them,
+        or if the response starts otherwise than both modes do and never comes to the choice.
     mode: as read from the response, NONE if untagged or truncated. forced: the mode asked for (AUTO: a free choice).
     """
 

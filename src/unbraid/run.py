@@ -129,12 +129,12 @@ def train(recipe: Recipe, run_dir: str | Path, resume: bool = False, progress: P
     _seed_everything(recipe.seed)
     policy = load_policy(recipe.model, recipe.chat)
     tasks = load_tasks(recipe, policy)
+    respond = responder(recipe, policy)
     # Only now: a recipe that cannot start leaves no folder behind that its correction would be refused.
     _claim(run_dir, recipe)
     (run_dir / "tasks.txt").write_text(tasks.books + "\n")
     if recipe.warmup:
         warm_up(recipe, policy, tasks.train, run_dir, progress)
-    respond = responder(recipe, policy)
     store = CheckpointStore(run_dir / "checkpoints", recipe.checkpoint, recipe.fingerprint())
     best = Training(
         policy=policy,

@@ -77,6 +77,7 @@ def method_recipe(method: str, out: Path, seed: int, world: int, overrides: Sequ
             f"tasks.validation={calls}:held_out?world={world}&split=dev",
             f"tasks.test={calls}:held_out?world={world}&split=test",
             f"seed={seed}",
+            "warmup=null",  # the start is warm already
             *overrides,
         ],
     )

@@ -18,6 +18,7 @@ lab = typer.Typer(
 )
 app.add_typer(lab, name="lab")
 console, errors = Console(), Console(stderr=True)
+INTERRUPTED = 130
 
 Layers = Annotated[
     list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE]...", help="Recipe files or shipped names, then overrides.")
@@ -206,8 +207,8 @@ def _refuse(error: Exception) -> None:
 def main() -> None:
     """Entry point: errors of ours are one line, without a traceback."""
     try:
-        # Without standalone mode an exit status is returned, not raised.
-        sys.exit(app(standalone_mode=False) or 0)
+        # Without standalone mode an exit status is returned, not raised; Ctrl-C is 130.
+        status = app(standalone_mode=False) or 0
     except UnbraidError as error:
         _refuse(error)
     except OSError as error:  # a disk that is full, a folder that cannot be written
@@ -215,13 +216,15 @@ def main() -> None:
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        errors.print("stopped; `unbraid train … --resume` goes on from the last checkpoint", highlight=False)
-        sys.exit(130)
+        status = INTERRUPTED
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "show"):
             error.show()  # pyright: ignore[reportAttributeAccessIssue] (a usage error of the command line)
             sys.exit(2)
         raise
+    if status == INTERRUPTED:
+        errors.print("stopped; the same command with --resume goes on from the last checkpoint", highlight=False)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

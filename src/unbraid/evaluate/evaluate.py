@@ -27,7 +27,7 @@ class EvaluateConfig(BaseModel):
     samples: int = Field(default=4, ge=1)
     """Samples per task at temperatures above 0; greedy takes 1. Choice: tasks, not samples, set the precision."""
     every: int = Field(default=0, ge=0)
-    """Validate every so many optimisation steps; 0 = only at the end."""
+    """Validate every so many steps, and after the last; 0 = never (the final evaluation comes in any case)."""
     limit: int | None = Field(default=None, ge=1)
     """At most this many tasks, spread evenly over the file; null = all."""
 

@@ -3,7 +3,7 @@
 What a base does not learn matters as much: there is no loss on the mode token, so that it has no opinion on when
 to think, and direct answers occur only for known chains, so that the others stay unknown.
 
-    python -m unbraid.lab.base_model --seed 0 --out DIR     # about five minutes on one core
+    python -m unbraid.lab.base_model --seed 0 --out DIR     # about three minutes on one core
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python benchmarks/collapse.py --seeds 0 1 2 3 --out runs/collapse
 
-Every seed has its own warm-up, RL prompts and sampling; `--worlds` repeats it on other base models (built first, five
+Every seed has its own warm-up, RL prompts and sampling; `--worlds` repeats it on other base models (built first, three
 minutes each). Finished runs in `--out` are taken as they are. Last line: one JSON object.
 """
 

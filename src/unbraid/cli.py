@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -35,7 +35,7 @@ def about() -> None:
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder of the runs and of report.html.")] = Path("runs/quickstart"),
     seed: Annotated[int, typer.Option(help="Of warm-up and RL.")] = 0,
-    world: Annotated[int, typer.Option(help="Of the calls world; others than 0 first build a base (5 minutes).")] = 0,
+    world: Annotated[int, typer.Option(help="Of the calls world; others than 0 first build a base (3 minutes).")] = 0,
     jobs: Annotated[int, typer.Option(help="Processes at a time; 0 = one per core, at most 3.")] = 0,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For all three runs.")] = None,
 ) -> None:
@@ -88,7 +88,7 @@ def evaluate(
     policy = runs.load_policy(recipe.model, recipe.chat)
     runs.take_weights(policy, run / checkpoint)
     with _Bars() as bars:
-        runs.evaluate_run(recipe, policy, runs.load_tasks(recipe, policy).test, run, bars.show)
+        runs.evaluate_run(recipe, policy, runs.load_tasks(recipe, policy).test, run, bars.show, checkpoint)
     _print_scores(runs.report_runs([run], run / "report.html"))
 
 
@@ -132,7 +132,7 @@ def lab_base(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     world: Annotated[int, typer.Option(help="Seed of the world; every seed is another world.")] = 0,
 ) -> None:
-    """Pre-train the base model of a calls world from nothing (about 5 minutes) and print its gates."""
+    """Pre-train the base model of a calls world from nothing (about 3 minutes) and print its gates."""
     from unbraid.lab.base_model import main as build
 
     raise typer.Exit(build(["--seed", str(world), "--out", str(out)]))
@@ -198,7 +198,7 @@ def _print_scores(found: Any) -> None:
     console.print(score_table(found, everything=True))
 
 
-def _refuse(error: Exception) -> None:
+def _refuse(error: Exception) -> NoReturn:
     # As text, not as markup: messages quote users' brackets.
     errors.print(Text.assemble(("error: ", "bold red"), str(error)), highlight=False, soft_wrap=True)
     sys.exit(1)

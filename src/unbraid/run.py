@@ -206,9 +206,18 @@ def validate(respond: Respond, tasks: Sequence[Task], config: EvaluateConfig) ->
 
 
 def evaluate_run(
-    recipe: Recipe, policy: Policy, tasks: Sequence[Task], run_dir: Path, progress: Progress = silent
+    recipe: Recipe,
+    policy: Policy,
+    tasks: Sequence[Task],
+    run_dir: Path,
+    progress: Progress = silent,
+    checkpoint: str = "final",
 ) -> list[Score]:
-    """Evaluate a policy under its recipe; writes `scores.jsonl` and `evaluation.parquet` (greedy, first mode)."""
+    """Evaluate a policy under its recipe; writes `scores.jsonl` and `evaluation.parquet` (greedy, first mode).
+
+    Args:
+        checkpoint: folder of the run that the weights are from: the scores carry it.
+    """
     config, done = recipe.evaluate, 0
     chosen = spread(tasks, config.limit)
     shown: list[Trajectory] = []
@@ -223,7 +232,8 @@ def evaluate_run(
 
     preset = recipe.chat.preset
     template = preset if isinstance(preset, str) else "own"
-    labels = Labels(recipe.name, run_dir.name, f"{template}, {recipe.chat.call_format}", policy.parameter_count())
+    weights, style = f"{run_dir.name}/{checkpoint}", f"{template}, {recipe.chat.call_format}"
+    labels = Labels(recipe.name, weights, style, policy.parameter_count())
     scores = evaluate(responder(recipe, policy), chosen, config, labels, keep)
     write_scores(run_dir / "scores.jsonl", scores)
     write_rollouts(run_dir / "evaluation.parquet", shown)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from unbraid.chat.types import Mode
@@ -39,6 +39,12 @@ class Adaptive(BaseModel):
     """Lower bound; 0 keeps the term from pushing entropy down. Unpublished; without it β goes negative."""
     max: float = Field(default=1.0, gt=0)
     """Upper bound, so that a group that vanished cannot wind β up without end. Unpublished."""
+
+    @model_validator(mode="after")
+    def _start_is_within_bounds(self) -> "Adaptive":
+        if not self.min <= self.start <= self.max:
+            raise ValueError(f"start {self.start:g} is not between min {self.min:g} and max {self.max:g}: move one")
+        return self
 
 
 class Anneal(BaseModel):

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from unbraid.chat.types import Mode
 from unbraid.learn.advantages import Scale, group_advantages
-from unbraid.learn.batch import TokenBatch, collate, think_share
+from unbraid.learn.batch import MODES, TokenBatch, collate, think_share
 from unbraid.learn.constraint import Constraint
 from unbraid.learn.objective import Averaging, kl_terms, policy_terms, score_tokens, token_weights
 from unbraid.learn.schedule import Decay, rate_at
@@ -65,6 +65,10 @@ class LearnConfig(BaseModel):
     """End the run when one mode has vanished for good."""
 
 
+SUMS: tuple[str, ...] = ("loss", "grad_norm", "clip_share", "clip_share/think", "clip_share/no_think", "kl")
+"""What an optimiser step adds up to be logged. Clip shares by mode are parts of the whole, of all sampled tokens."""
+
+
 @dataclass
 class Update:
     """What an update did: metrics to log, and the reason if there was nothing to learn from."""
@@ -103,7 +107,7 @@ def update(
     rate = rate_at(step, config.steps, config.learning_rate, config.ramp_steps, config.decay)
     for setting in optimiser.param_groups:
         setting["lr"] = rate
-    sums: dict[str, float] = {"loss": 0.0, "grad_norm": 0.0, "clip_share": 0.0, "kl": 0.0}
+    sums = dict.fromkeys(SUMS, 0.0)
     logged: dict[str, float] = {}
     rounds = _minibatches(groups, config, step)
     for turn, rows in enumerate(rounds):
@@ -143,7 +147,7 @@ def _optimiser_step(
     # Short with short: less padding. Ties by index, so that the order is a function of the batch alone.
     order = sorted(kept, key=lambda i: (len(kept[i].ids), i))
     share = think_share([trajectories[i] for i in rows])
-    sums = {"loss": 0.0, "grad_norm": 0.0, "clip_share": 0.0, "kl": 0.0}
+    sums = dict.fromkeys(SUMS, 0.0)
     model.train()
     optimiser.zero_grad(set_to_none=True)
     for first in range(0, len(order), config.micro_batch):
@@ -193,7 +197,10 @@ def micro_batch_loss(
     for constraint in constraints:
         loss = loss - constraint.bonus(batch, scores, samples)
     sums["loss"] += float(loss.detach())
-    sums["clip_share"] += float((clipped & batch.sampled).sum()) / max(tokens, 1)
+    bound = (clipped & batch.sampled).sum(-1)
+    sums["clip_share"] += float(bound.sum()) / max(tokens, 1)
+    for mode in (Mode.THINK, Mode.NO_THINK):
+        sums[f"clip_share/{mode}"] += float(bound[batch.mode == MODES.index(mode)].sum()) / max(tokens, 1)
     return loss
 
 

@@ -37,7 +37,10 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         rows[f"think_rate_level/{level}"] = _mean(modes[read & (levels == level)] == Mode.THINK.value)
     parts = sorted({name for t in trajectories for name in t.reward_parts})
     for part in parts:
-        rows[f"reward_part/{part}"] = float(np.mean([t.reward_parts.get(part, 0.0) for t in trajectories]))
+        values = np.array([t.reward_parts.get(part, 0.0) for t in trajectories])
+        rows[f"reward_part/{part}"] = _mean(values)
+        for mode in (Mode.THINK.value, Mode.NO_THINK.value):
+            rows[f"reward_part/{part}/{mode}"] = _mean(values[modes == mode])
     return rows | choice_metrics(trajectories)
 
 

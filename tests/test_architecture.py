@@ -21,7 +21,7 @@ TIERS = (
     ("chat",),
     ("tasks",),
     ("data",),
-    ("policy",),
+    ("policy", "vllm"),
     ("rollout",),
     ("learn",),
     ("interference", "evaluate"),

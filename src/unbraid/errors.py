@@ -41,6 +41,10 @@ class HungToolsError(UnbraidError, RuntimeError):
     """So many tool calls never came back that no more are tried."""
 
 
+class ServerError(UnbraidError, RuntimeError):
+    """A model server cannot be started or reached, refuses a request, or draws from another policy than the trainer's."""
+
+
 class CheckpointError(UnbraidError, RuntimeError):
     """A checkpoint is absent, broken, or belongs to another run."""
 

@@ -58,3 +58,36 @@ class RolloutConfig(BaseModel):
                     "the trainer, which biases every ratio; remove it and lower rollout.temperature instead"
                 )
         return data
+
+
+class SamplerConfig(BaseModel):
+    """Where responses are drawn. `sampler: vllm` is short for `sampler: {engine: vllm}`. All of it is a choice of ours."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    engine: Literal["local", "vllm"] = "local"
+    """The policy's own weights in this process, or vLLM servers beside it."""
+    urls: tuple[str, ...] = ()
+    """Servers that run already, as `http://host:port`; empty starts one for every entry of `devices`."""
+    devices: tuple[str, ...] = ("",)
+    """GPUs of each server that is started, as CUDA_VISIBLE_DEVICES takes them; several share one model (tensor
+    parallel). "" leaves the choice to vLLM."""
+    python: str = ""
+    """Interpreter that has vLLM; empty looks for `.venv-vllm` here, then for vLLM beside unbraid."""
+    memory: float = Field(default=0.4, gt=0)
+    """Of a server that is started: its share of a GPU's memory; on a CPU, GiB of keys and values."""
+    sleep: bool = False
+    """Servers give their GPU memory back while the trainer learns."""
+    seconds: float = Field(default=600.0, gt=0)
+    """Longest wait for one response, before it is drawn again."""
+    retries: int = Field(default=3, ge=0)
+    """Further attempts at a response, on another server where there is one."""
+    flags: tuple[str, ...] = ()
+    """Further flags of `vllm serve`, such as `--max-num-seqs=64`."""
+    max_gap: float | None = Field(default=None, gt=0)
+    """Largest mean |Δ log-prob| between server and trainer, in nats, that is taken for rounding; None goes by dtype."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, data: Any) -> Any:
+        return {"engine": data} if isinstance(data, str) else data

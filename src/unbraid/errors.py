@@ -42,7 +42,7 @@ class HungToolsError(UnbraidError, RuntimeError):
 
 
 class ServerError(UnbraidError, RuntimeError):
-    """A model server cannot be started or reached, refuses a request, or draws from another policy than the trainer's."""
+    """A model server cannot be started or reached, refuses a request, or draws from another policy than the trainer."""
 
 
 class CheckpointError(UnbraidError, RuntimeError):

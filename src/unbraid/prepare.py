@@ -1,8 +1,10 @@
 """What a run needs before it starts: the tasks of its recipe, and how to roll them out."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from unbraid.chat.types import Mode
 from unbraid.data import fit_prompts, read_tasks, split_tasks
@@ -10,13 +12,20 @@ from unbraid.errors import DataError
 from unbraid.policy import Policy
 from unbraid.recipe import Recipe
 from unbraid.rollout.episodes import EpisodeRoll, Player
+from unbraid.rollout.fleet import Fleet
 from unbraid.rollout.local import LocalSampler
 from unbraid.rollout.scoring import Roll, SingleStep
+from unbraid.rollout.served import ServedSampler
+from unbraid.rollout.single import SingleSampler
 from unbraid.rollout.slots import SlotSampler
+from unbraid.rollout.start_fleet import run_fleet
 from unbraid.rollout.trajectory import Trajectory
 from unbraid.tasks.environment import Environment, environment
 from unbraid.tasks.reward import reward_function
 from unbraid.tasks.task import Task
+
+PROBE_FROM = 64
+"""Tasks whose prompts the probe of servers chooses among."""
 
 
 @dataclass(frozen=True)
@@ -108,15 +117,24 @@ def opened(tasks: Sequence[Task], acts_in: Environment) -> tuple[list[Task], Cou
     return kept, refused
 
 
-def roll_of(recipe: Recipe, policy: Policy, acts_in: Environment | None = None) -> Roll:
+def roll_of(recipe: Recipe, policy: Policy, acts_in: Environment | None = None, fleet: Fleet | None = None) -> Roll:
     """How the recipe rolls out: single responses, or episodes in its environment.
+
+    Args:
+        fleet: the servers to draw from (`open_fleet`); None draws from the policy in this process.
 
     Raises:
         RewardError, ChatError: the reward cannot be loaded. EnvError: the environment cannot.
     """
     rollout = recipe.rollout
+
+    def served(temperature: float) -> ServedSampler:
+        assert fleet
+        return ServedSampler(fleet, policy, rollout.max_batch, temperature)
+
     if recipe.environment is None:
-        sampler = LocalSampler(policy, rollout.max_batch)
+        local = LocalSampler(policy, rollout.max_batch)
+        sampler = SingleSampler(policy.format, served) if fleet else local
         return SingleStep(sampler, policy.format, reward_function(recipe.reward), rollout.max_new_tokens)
     player = Player(
         acts_in or environment(recipe.environment.name),
@@ -125,7 +143,36 @@ def roll_of(recipe: Recipe, policy: Policy, acts_in: Environment | None = None) 
         recipe.reward,
         rollout.max_new_tokens,
     )
-    return EpisodeRoll(player, lambda temperature: SlotSampler(policy, rollout.max_batch, temperature))
+    return EpisodeRoll(
+        player, served if fleet else lambda temperature: SlotSampler(policy, rollout.max_batch, temperature)
+    )
+
+
+@contextmanager
+def open_fleet(recipe: Recipe, policy: Policy, tasks: Sequence[Task], folder: Path) -> Iterator[Fleet | None]:
+    """The servers of a recipe for as long as a run takes; None where it samples from the policy in this process.
+
+    Args:
+        tasks: the probe shows the servers some of their prompts. folder: gets the servers' logs.
+
+    Raises:
+        ServerError: they cannot be had.
+    """
+    if recipe.sampler.engine == "local":
+        yield None
+        return
+    rollout = recipe.rollout
+    single = recipe.data.max_prompt_tokens + rollout.max_new_tokens
+    with run_fleet(
+        policy,
+        recipe.model,
+        recipe.sampler,
+        folder,
+        max_tokens=recipe.environment.tokens if recipe.environment else single,
+        prompts=[policy.format.prompt_ids(task.messages, task.tools) for task in tasks[:PROBE_FROM]],
+        temperature=rollout.temperature,
+    ) as fleet:
+        yield fleet
 
 
 @dataclass

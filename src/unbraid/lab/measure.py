@@ -10,7 +10,7 @@ from unbraid.chat.types import Mode
 from unbraid.lab.calls_chat import CHAT
 from unbraid.lab.calls_world import KNOWN, LEVELS
 from unbraid.policy import ModelConfig, Policy, load_policy
-from unbraid.rollout.local import LocalSampler, Request
+from unbraid.rollout import LocalSampler, Request
 from unbraid.rollout.scoring import score_trajectories
 from unbraid.tasks.reward import RewardConfig, reward_function
 from unbraid.tasks.task import Task

@@ -9,7 +9,7 @@ from unbraid.chat.types import Mode, Reading
 from unbraid.errors import ChatError
 from unbraid.label.tries import Failure, Spent, Try, Want
 from unbraid.policy import Policy
-from unbraid.rollout.local import LocalSampler, Request
+from unbraid.rollout import LocalSampler, Request
 from unbraid.rollout.trajectory import Finish, Trajectory
 from unbraid.tasks.reward import RewardFunction
 

@@ -58,6 +58,8 @@ class Policy:
     format: ChatFormat
     device: torch.device
     has_adapter: bool = False
+    added_rows: int = 0
+    """Rows that the embedding got for tokens that the model on disk does not know."""
     _start: list[torch.Tensor] = field(default_factory=list, repr=False)
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
@@ -67,6 +69,10 @@ class Policy:
     def parameter_count(self) -> int:
         """All parameters, tied ones once; what ACU divides by."""
         return sum(p.numel() for p in self.model.parameters())
+
+    def stamp(self) -> tuple[int, ...]:
+        """Another one after every write to a trained weight: whoever holds a copy of the policy compares stamps."""
+        return tuple(p._version for _, p in self.trainable())
 
     def freeze_reference(self) -> None:
         """Remember the trained weights of now: they are the reference of the KL term."""
@@ -119,7 +125,7 @@ def load_policy(config: ModelConfig, chat: ChatConfig) -> Policy:
     """
     import transformers
 
-    device, path = _device(config.device), _path(config)
+    device, path = _device(config.device), resolve_path(config)
     with _loading(path):
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
@@ -127,14 +133,15 @@ def load_policy(config: ModelConfig, chat: ChatConfig) -> Policy:
         )
     format = ChatFormat.build(tokenizer, chat)
     # Never fewer rows: a vocabulary padded for speed stays padded.
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    added_rows = max(0, len(tokenizer) - model.get_input_embeddings().weight.shape[0])
+    if added_rows:
         model.resize_token_embeddings(len(tokenizer))
     if config.adapter:
         model = add_adapter(model, config.adapter)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    return Policy(model.to(device), tokenizer, format, device, has_adapter=config.adapter is not None)
+    return Policy(model.to(device), tokenizer, format, device, config.adapter is not None, added_rows)
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -145,12 +152,17 @@ def load_tokenizer(config: ModelConfig) -> Any:
     """
     import transformers
 
-    path = _path(config)
+    path = resolve_path(config)
     with _loading(path):
         return transformers.AutoTokenizer.from_pretrained(path)
 
 
-def _path(config: ModelConfig) -> str:
+def resolve_path(config: ModelConfig) -> str:
+    """The folder or hub name that `model.path` stands for.
+
+    Raises:
+        ModelError: it names a function that fails.
+    """
     return str(call(config.path, ModelError, "model.path") if names_code(config.path) else config.path)
 
 

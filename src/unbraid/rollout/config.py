@@ -61,7 +61,7 @@ class RolloutConfig(BaseModel):
 
 
 class SamplerConfig(BaseModel):
-    """Where responses are drawn. `sampler: vllm` is short for `sampler: {engine: vllm}`. All of it is a choice of ours."""
+    """Where responses are drawn. `sampler: vllm` is short for `sampler: {engine: vllm}`. All of it is choice."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,6 +1,7 @@
 """A context: one growing sequence of tokens that a sampler keeps warm between an agent's responses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,3 +69,7 @@ class ContextSampler(Protocol):
     async def open(self, prompt_ids: Sequence[int]) -> Context:
         """A new context; waits until there is room for one."""
         ...
+
+
+OpenSampler = Callable[[float], AbstractAsyncContextManager[ContextSampler]]
+"""From a temperature to a sampler that runs inside an `async with`."""

@@ -2,10 +2,8 @@
 
 import asyncio
 import math
-import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +13,9 @@ from unbraid.chat.types import Call, Mode, Problem, Reading
 from unbraid.errors import EnvError
 from unbraid.rollout.assembly import Assembly
 from unbraid.rollout.config import EnvironmentConfig
-from unbraid.rollout.context import Context, ContextSampler, Drawn
+from unbraid.rollout.context import Context, ContextSampler, Drawn, OpenSampler
 from unbraid.rollout.execution import Limits, execute
+from unbraid.rollout.loop import EventLoop
 from unbraid.rollout.randomness import stream_key
 from unbraid.rollout.scoring import numbered
 from unbraid.rollout.trajectory import Finish, Trajectory
@@ -25,9 +24,6 @@ from unbraid.tasks.environment import Environment
 from unbraid.tasks.episode import Ended, Episode, ToolFault, ToolResult, Turn
 from unbraid.tasks.reward import Reward, RewardConfig, fault_in_reward, reward_by_mode
 from unbraid.tasks.task import Task
-
-OpenSampler = Callable[[float], AbstractAsyncContextManager[ContextSampler]]
-"""From a temperature to a sampler that runs inside an `async with`."""
 
 _CALL_PROBLEMS = {Problem.EMPTY, Problem.NOT_JSON, Problem.NOT_OBJECT, Problem.NO_NAME, Problem.BAD_ARGUMENTS}
 
@@ -188,7 +184,7 @@ class EpisodeRoll:
 
     def __init__(self, player: Player, open_sampler: OpenSampler):
         self.player, self.open_sampler = player, open_sampler
-        self._runner = asyncio.Runner()
+        self._loop = EventLoop()
 
     def __call__(
         self, tasks: Sequence[Task], modes: Sequence[Mode], *, temperature: float, seed: object
@@ -198,13 +194,7 @@ class EpisodeRoll:
         Raises:
             EnvError: the environment failed in every single episode.
         """
-        found: list[Trajectory] = []
-
-        async def play() -> None:
-            found.extend(await self._play_all(tasks, modes, temperature, seed))
-
-        # The work returns nothing: a Runner that ends takes the `repr` of its task, results and all.
-        _beside_any_loop(lambda: self._runner.run(play()))
+        found = self._loop.run(lambda: self._play_all(tasks, modes, temperature, seed))
         failures = [t.episode.failure for t in found if t.episode and t.episode.ended is Ended.FAILED]
         if found and len(failures) == len(found):
             raise EnvError(f"the environment failed in all {len(found)} episodes, first with: {failures[0]}")
@@ -226,31 +216,10 @@ class EpisodeRoll:
 
     def close(self) -> None:
         """End the event loop and whatever tools keep in it."""
-        _beside_any_loop(self._runner.close)
+        self._loop.close()
 
     def __enter__(self) -> "EpisodeRoll":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _beside_any_loop(work: Callable[[], None]) -> None:
-    """Do work that runs an event loop: in a thread of its own where somebody's loop runs here (a notebook)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return work()
-    problems: list[BaseException] = []
-
-    def inside() -> None:
-        try:
-            work()
-        except BaseException as problem:
-            problems.append(problem)
-
-    thread = threading.Thread(target=inside, daemon=True)
-    thread.start()
-    thread.join()
-    if problems:
-        raise problems[0]

@@ -5,34 +5,23 @@ on (seed, task, sample, position) and the model: neither the order nor the compa
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unbraid.chat.types import Mode
 from unbraid.policy import Policy
 from unbraid.rollout.cache import growing_cache
+from unbraid.rollout.context import Drawn
 from unbraid.rollout.drawing import draw_tokens
 from unbraid.rollout.randomness import stream_key
-from unbraid.rollout.trajectory import Finish, Trajectory
-from unbraid.tasks.task import Task
+from unbraid.rollout.single import single_trajectory
+from unbraid.rollout.trajectory import Finish, Request, Trajectory
 from unbraid.tokens import Provenance
 
 KEEP_SHARE = 0.9
 """Choice: finished rows leave the batch once live ones fall to this share: seldom, so that moving rows costs little."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One response to draw. `mode` AUTO lets the model choose; another is forced as a response prefix."""
-
-    task: Task
-    prompt_ids: tuple[int, ...]
-    sample: int = 0
-    mode: Mode = Mode.AUTO
 
 
 class LocalSampler:
@@ -185,24 +174,15 @@ class _Decoding:
 
     def _trajectory(self, row: int, ids: NDArray[np.int64], roles: NDArray[np.uint8]) -> Trajectory:
         request, length = self.requests[row], int(self.lengths[row])
-        prompt, response = len(request.prompt_ids), ids[len(request.prompt_ids) :]
-        forced = int((self.forced[row] >= 0).sum())
-        return Trajectory(
-            task_id=request.task.id,
-            sample=request.sample,
-            ids=ids,
-            prompt_length=prompt,
-            roles=roles,
-            sampled=np.arange(len(ids)) >= prompt + forced,
-            logprobs=_after_prompt(self.logprobs[row, :length], prompt, 0.0),
-            entropies=_after_prompt(self.entropies[row, :length], prompt, np.nan),
-            choice_probs=(float(self.choice[row, 0]), float(self.choice[row, 1])),
-            mode=self.policy.format.modes.read(response.tolist()) if self.stopped[row] else Mode.NONE,
-            forced=request.mode,
-            finish=Finish.STOP if self.stopped[row] else Finish.LENGTH,
-            level=request.task.level,
-            source=request.task.source,
+        drawn = Drawn(
+            ids[len(request.prompt_ids) :],
+            int((self.forced[row] >= 0).sum()),
+            self.logprobs[row, :length],
+            self.entropies[row, :length],
+            (float(self.choice[row, 0]), float(self.choice[row, 1])),
+            Finish.STOP if self.stopped[row] else Finish.LENGTH,
         )
+        return single_trajectory(self.policy.format, request, drawn, roles)
 
 
 def _fill_gaps(keep: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -211,7 +191,3 @@ def _fill_gaps(keep: NDArray[np.bool_]) -> NDArray[np.int64]:
     order = np.arange(count)
     order[~keep[:count]] = count + np.flatnonzero(keep[count:])
     return order
-
-
-def _after_prompt(values: NDArray[np.float32], prompt: int, fill: float) -> NDArray[np.float32]:
-    return np.concatenate([np.full(prompt, fill, dtype=np.float32), values])

@@ -7,8 +7,7 @@ from typing import Protocol
 
 from unbraid.chat.format import ChatFormat
 from unbraid.chat.types import Mode
-from unbraid.rollout.local import Request
-from unbraid.rollout.trajectory import Finish, Trajectory
+from unbraid.rollout.trajectory import Finish, Request, Trajectory
 from unbraid.tasks.reward import RewardFunction
 from unbraid.tasks.task import Task
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from unbraid.chat.types import Mode
 from unbraid.tasks.episode import Episode
+from unbraid.tasks.task import Task
 
 
 class Finish(StrEnum):
@@ -15,6 +16,16 @@ class Finish(StrEnum):
 
     STOP = "stop"
     LENGTH = "length"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One response to draw. `mode` AUTO lets the model choose; another is forced as a response prefix."""
+
+    task: Task
+    prompt_ids: tuple[int, ...]
+    sample: int = 0
+    mode: Mode = Mode.AUTO
 
 
 PER_TOKEN = ("ids", "roles", "sampled", "logprobs", "entropies")

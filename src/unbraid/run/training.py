@@ -18,8 +18,9 @@ from unbraid.learn.schedule import epochs
 from unbraid.learn.supervised import SupervisedTrainer, labels_to_examples
 from unbraid.learn.trainer import Training
 from unbraid.policy import Policy, load_policy
-from unbraid.prepare import Respond, load_tasks, make_environment, roll_of
+from unbraid.prepare import Respond, TaskSets, load_tasks, make_environment, open_fleet, roll_of
 from unbraid.recipe import Recipe
+from unbraid.rollout.fleet import Fleet
 from unbraid.rollout.scoring import Roll
 from unbraid.rollout.trajectory import Trajectory
 from unbraid.run.folder import claim, refuse_other_runs, replace_folder, write_scores
@@ -48,12 +49,27 @@ def train(recipe: Recipe, run_dir: str | Path, resume: bool = False, progress: P
     policy = load_policy(recipe.model, recipe.chat)
     acts_in = make_environment(recipe)
     tasks = load_tasks(recipe, policy, acts_in)
-    respond = Respond(policy, roll_of(recipe, policy, acts_in), recipe.seed)
     # Only now: a recipe that cannot start leaves no folder behind that its correction would be refused.
     claim(run_dir, recipe)
     (run_dir / "tasks.txt").write_text(tasks.books + "\n")
     if recipe.warmup:
         warm_up(recipe, policy, tasks.warmup, run_dir, progress)
+    with open_fleet(recipe, policy, tasks.train, run_dir / "servers") as fleet:
+        respond = Respond(policy, roll_of(recipe, policy, acts_in, fleet), recipe.seed)
+        _learn(recipe, policy, tasks, respond, fleet, run_dir, progress)
+        return evaluate_run(recipe, policy, tasks.test, run_dir, progress, roll=respond.roll)
+
+
+def _learn(
+    recipe: Recipe,
+    policy: Policy,
+    tasks: TaskSets,
+    respond: Respond,
+    fleet: Fleet | None,
+    run_dir: Path,
+    progress: Progress,
+) -> None:
+    """RL from the warmed-up policy, or from the latest checkpoint; `final/` is its best step."""
     store = CheckpointStore(run_dir / "checkpoints", recipe.checkpoint, recipe.fingerprint())
     best = Training(
         policy=policy,
@@ -65,6 +81,7 @@ def train(recipe: Recipe, run_dir: str | Path, resume: bool = False, progress: P
         store=store,
         run_dir=run_dir,
         seed=recipe.seed,
+        served=fleet,
         validate=lambda done: validate(respond, tasks.validation, recipe.evaluate),
         validate_every=recipe.evaluate.every,
         on_step=lambda step, metrics: progress("train", step, recipe.learn.steps, metrics),
@@ -73,7 +90,6 @@ def train(recipe: Recipe, run_dir: str | Path, resume: bool = False, progress: P
     if chosen:
         policy.load_weights(chosen.path)
     replace_folder(run_dir / "final", policy.save)
-    return evaluate_run(recipe, policy, tasks.test, run_dir, progress, roll=respond.roll)
 
 
 def warm_up(recipe: Recipe, policy: Policy, tasks: Sequence[Task], run_dir: Path, progress: Progress = silent) -> None:

@@ -1,1 +1,4 @@
-"""vLLM beside the trainer: finding it, starting its servers, talking to them. It is never imported here but in `plugin.py`."""
+"""vLLM beside the trainer: finding it, starting its servers, talking to them.
+
+It runs in an environment of its own; only `plugin.py` and `weight_engine.py`, which it loads, import it.
+"""

@@ -1,0 +1,206 @@
+"""Sampling from servers: contexts whose responses are drawn over HTTP, each at its own pace.
+
+A context is its token ids; the server finds what it remembers of their beginning by itself. What is kept of a response
+came back over the wire: a server that dies takes only the responses it was drawing, and they are drawn again elsewhere.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import numpy as np
+
+from unbraid.chat.types import Mode
+from unbraid.errors import ModelError, ServerError
+from unbraid.policy import Policy
+from unbraid.rollout.context import Drawn
+from unbraid.rollout.fleet import Fleet, Member
+from unbraid.rollout.trajectory import Finish
+from unbraid.vllm.client import Client, UnavailableError, open_session
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
+
+T = TypeVar("T")
+PAUSE = 0.5
+"""Seconds before a response is tried again; each further attempt waits twice as long."""
+
+
+class ServedContext:
+    """One context; `unbraid.rollout.context.Context` says what its methods do."""
+
+    def __init__(self, sampler: "ServedSampler", member: Member, ids: Sequence[int]):
+        self._sampler, self._member, self._open = sampler, member, True
+        self.ids = list(ids)
+        member.busy += 1
+
+    def extend(self, ids: Sequence[int]) -> None:
+        """Append tokens that the model did not write."""
+        self.ids.extend(ids)
+
+    def restart(self, ids: Sequence[int]) -> None:
+        """Replace the whole context."""
+        self.ids = list(ids)
+
+    async def respond(self, key: np.uint64, mode: Mode, max_new_tokens: int) -> Drawn:
+        """Draw one response. A cancelled call leaves the context as it was.
+
+        Raises:
+            ModelError: the response could outgrow the longest context, or the context is closed.
+            ServerError: the servers refuse it, or no server is left.
+        """
+        if not self._open:
+            raise ModelError("this context is closed: open a new one")
+        drawn = await self._sampler._respond(self, key, mode, max_new_tokens)
+        self.ids.extend(drawn.ids.tolist())
+        return drawn
+
+    def close(self) -> None:
+        """Make room for the next one."""
+        if self._open:
+            self._open = False
+            self._member.busy -= 1
+            self._sampler._room.release()
+
+
+class ServedSampler:
+    """Up to `contexts` contexts on the servers of a fleet. Use within `async with`: weights are handed over there.
+
+    Entropies are not known to servers: they are NaN, and the trainer's own are learned from. Each response has a seed
+    of its own, so a run can be repeated as far as the servers' arithmetic can: which responses are computed together
+    changes the last digits of their logits.
+
+    Args:
+        policy: sampled as it is when the `async with` begins.
+        temperature: 0 is greedy. Log-probs are of the distribution drawn from (greedy: T = 1).
+    """
+
+    def __init__(self, fleet: Fleet, policy: Policy, contexts: int, temperature: float):
+        self.fleet, self.policy, self.temperature = fleet, policy, temperature
+        self._room = asyncio.Semaphore(contexts)
+        self._session: ClientSession | None = None
+        self._choices: dict[tuple[int, ...], asyncio.Task[tuple[float, float]]] = {}
+        self._places: dict[tuple[int, ...], Member] = {}
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Most tokens of a context, its last response included."""
+        return self.fleet.max_tokens
+
+    async def __aenter__(self) -> Self:
+        self._session = open_session()
+        try:
+            await self.fleet.follow(self.policy, self._session)
+        except BaseException:
+            await self._session.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._session
+        try:
+            for choice in self._choices.values():
+                choice.cancel()
+            await asyncio.gather(*self._choices.values(), return_exceptions=True)
+            await self.fleet.rest(self._session)
+        finally:
+            await self._session.close()
+
+    async def open(self, prompt_ids: Sequence[int]) -> ServedContext:
+        """A new context; waits until there is room for one."""
+        await self._room.acquire()
+        try:
+            prompt = tuple(prompt_ids)
+            # All samples of a prompt go where its keys and values are.
+            place = self._places.get(prompt)
+            if place is None or place.lost:
+                place = self._places[prompt] = self.fleet.choose()
+            return ServedContext(self, place, prompt)
+        except BaseException:
+            self._room.release()
+            raise
+
+    async def _respond(self, context: ServedContext, key: np.uint64, mode: Mode, budget: int) -> Drawn:
+        format = self.policy.format
+        ids, prefix = list(context.ids), format.modes.of(mode)[:budget]
+        if not ids or budget < 1:
+            raise ModelError("a response needs a context of at least one token and a budget of at least one")
+        if len(ids) + budget > self.fleet.max_tokens:
+            raise ModelError(
+                f"a context of {len(ids)} tokens and a response of up to {budget} outgrow the servers' longest context "
+                f"of {self.fleet.max_tokens}: shorten the prompt or the observations, or lower max_new_tokens"
+            )
+        # One question per distinct context; the answer also leaves the prompt's keys and values for all its samples.
+        choice = await self._choice(context, ids)
+        drawn, logprobs, stopped = list(prefix), [0.0] * len(prefix), False
+        if len(prefix) < budget:
+            found = await self._ask(
+                context,
+                lambda client: client.generate(
+                    [*ids, *prefix],
+                    model=self.fleet.model,
+                    temperature=self.temperature,
+                    max_tokens=budget - len(prefix),
+                    seed=int(key >> np.uint64(1)),
+                    stop_ids=format.stop_ids,
+                    salt=self.fleet.salt,
+                ),
+            )
+            drawn, logprobs, stopped = [*drawn, *found.ids], [*logprobs, *found.logprobs], found.stopped
+        at, shared = format.modes.position, tuple(format.modes.shared)
+        chooses = len(drawn) > at and tuple(drawn[:at]) == shared
+        return Drawn(
+            np.array(drawn, dtype=np.int64),
+            len(prefix),
+            np.array(logprobs, dtype=np.float32),
+            np.full(len(drawn), np.nan, dtype=np.float32),
+            choice if chooses else (np.nan, np.nan),
+            Finish.STOP if stopped else Finish.LENGTH,
+        )
+
+    async def _choice(self, context: ServedContext, ids: list[int]) -> tuple[float, float]:
+        """Probabilities of the (think, no_think) id where a response to this context would choose."""
+        modes = self.policy.format.modes
+        place = (*ids, *modes.shared)
+        if len(place) >= self.fleet.max_tokens:
+            return np.nan, np.nan
+
+        async def ask() -> tuple[float, float]:
+            think, no_think = await self._ask(
+                context,
+                lambda client: client.next_logprobs(
+                    place,
+                    modes.choice_ids,
+                    model=self.fleet.model,
+                    temperature=self.temperature,
+                    salt=self.fleet.salt,
+                ),
+            )
+            return float(np.exp(think)), float(np.exp(no_think))
+
+        if place not in self._choices:
+            self._choices[place] = asyncio.create_task(ask())
+        return await asyncio.shield(self._choices[place])
+
+    async def _ask(self, context: ServedContext, work: Callable[[Client], Awaitable[T]]) -> T:
+        """The answer of the context's server; of another one where that fails."""
+        assert self._session
+        attempts = self.fleet.config.retries + 1
+        for attempt in range(attempts):
+            member = context._member
+            try:
+                return await work(self.fleet.client(member, self._session))
+            except UnavailableError as problem:
+                if attempt + 1 == attempts:
+                    raise ServerError(f"{problem}; given up after {attempts} attempts (sampler.retries)") from problem
+                await asyncio.sleep(PAUSE * 2**attempt)
+                await self.fleet.revive(member, self._session, str(problem))
+                self._move(context)
+        raise AssertionError("unreachable")
+
+    def _move(self, context: ServedContext) -> None:
+        """Off a server that is lost."""
+        if context._member.lost and context._open:
+            context._member.busy -= 1
+            context._member = self.fleet.choose()
+            context._member.busy += 1

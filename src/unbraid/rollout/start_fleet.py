@@ -1,0 +1,162 @@
+"""Starting the servers of a run, or taking those that run already; checks of what vLLM could not do come first."""
+
+import asyncio
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from unbraid.errors import ServerError
+from unbraid.policy import ModelConfig, Policy
+from unbraid.policy.policy import resolve_path
+from unbraid.rollout.config import SamplerConfig
+from unbraid.rollout.fleet import Fleet, Member
+from unbraid.rollout.loop import EventLoop
+from unbraid.rollout.probe import probe_prompts
+from unbraid.vllm.client import Client, UnavailableError, open_session
+from unbraid.vllm.flags import LORA_RANKS, Sampled, sampling_flags
+from unbraid.vllm.installation import SUPPORTED, Installation, find_vllm, is_supported
+from unbraid.vllm.server import Server, ServerSpec, start_server, start_servers, stop_servers
+
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""What vLLM's attention on CPUs takes; with another size its engine dies at the first request."""
+
+
+def tell(line: str) -> None:
+    """Where the start of servers reports, if nobody says otherwise."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def run_fleet(
+    policy: Policy,
+    model: ModelConfig,
+    config: SamplerConfig,
+    folder: Path,
+    *,
+    max_tokens: int,
+    prompts: Sequence[Sequence[int]] = (),
+    temperature: float = 1.0,
+    announce: Callable[[str], None] = tell,
+) -> Iterator[Fleet]:
+    """The servers of a run for as long as it takes; those that were started for it end with it.
+
+    Args:
+        folder: of the run's logs and of the weights on their way: `server-0.log`, …, `weights/`.
+        max_tokens: longest context that the run needs; the model's positions limit it further.
+        prompts: the probe chooses among these. temperature: of the probe.
+
+    Raises:
+        ServerError: no vLLM that fits is found, it cannot serve the model, or it does not start.
+    """
+    max_tokens = min(max_tokens, _positions(policy) or max_tokens)
+    weights = folder / "weights"
+    shutil.rmtree(weights, ignore_errors=True)
+    weights.mkdir(parents=True)
+    fleet = Fleet([], config, weights, model.dtype, max_tokens, probe_prompts(prompts, max_tokens), temperature)
+    try:
+        if config.urls:
+            fleet.members = [Member(url.rstrip("/")) for url in config.urls]
+            fleet.max_tokens = min(max_tokens, _longest(config))
+        else:
+            _start(fleet, policy, model, folder, announce)
+        yield fleet
+    finally:
+        stop_servers(member.server for member in fleet.members if member.server)
+        shutil.rmtree(weights, ignore_errors=True)
+
+
+def _start(fleet: Fleet, policy: Policy, model: ModelConfig, folder: Path, announce: Callable[[str], None]) -> None:
+    config = fleet.config
+    installation = find_vllm(config.python, need_plugin=not policy.has_adapter)
+    refuse(policy, model, installation)
+    source = _source(policy, model, folder)
+    specs: list[ServerSpec] = []
+    for number, devices in enumerate(config.devices):
+        what = Sampled(
+            model=source,
+            dtype=model.dtype,
+            max_tokens=fleet.max_tokens,
+            rank=model.adapter.rank if model.adapter else 0,
+            memory=config.memory,
+            sleep=config.sleep,
+            devices=devices,
+            cpu=installation.backend == "cpu",
+        )
+        flags, environment = sampling_flags(what, config.flags)
+        specs.append(ServerSpec(flags, folder / f"server-{number}.log", environment))
+    announce(f"starting {len(specs)} x vLLM {installation.version} ({installation.backend}); logs in {folder}")
+    fleet.members = [Member(one.url, one) for one in start_servers(installation, specs, announce=announce)]
+
+    def start(number: int) -> Server:
+        spec = specs[number]
+        return start_server(installation, spec.arguments, log=spec.log, environment=spec.environment, announce=announce)
+
+    fleet.start = start
+
+
+def refuse(policy: Policy, model: ModelConfig, installation: Installation) -> None:
+    """What vLLM could not do, or would do otherwise than the trainer.
+
+    Raises:
+        ServerError: the first such thing, and what to do about it.
+    """
+    config: Any = policy.model.config
+    if model.dtype == "float64":
+        raise ServerError("vLLM has no float64: set model.dtype to float32 or bfloat16, or sampler to local")
+    if model.adapter and model.adapter.rank > LORA_RANKS[-1]:
+        raise ServerError(f"model.adapter.rank is {model.adapter.rank}: vLLM takes ranks up to {LORA_RANKS[-1]}")
+    heads = getattr(config, "num_attention_heads", 0)
+    size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    if installation.backend == "cpu" and size and size not in CPU_HEAD_SIZES:
+        sizes = ", ".join(map(str, CPU_HEAD_SIZES))
+        raise ServerError(
+            f"the model's attention heads have {size} dimensions, and vLLM on a CPU takes {sizes}: set sampler to local"
+        )
+    if model.adapter and policy.added_rows:
+        raise ServerError(
+            f"the tokenizer has {policy.added_rows} tokens more than the model has rows: save the model once with rows for them, then "
+            "train the adapter on that; a server knows the base as it is on disk"
+        )
+
+
+def _source(policy: Policy, model: ModelConfig, folder: Path) -> str:
+    """What servers start from: the base that is on disk, or the policy as it is where all weights are trained."""
+    if policy.has_adapter:
+        return resolve_path(model)
+    start = folder / "start"
+    shutil.rmtree(start, ignore_errors=True)
+    policy.save(start)
+    return str(start.resolve())
+
+
+def _positions(policy: Policy) -> int | None:
+    return getattr(policy.model.config, "max_position_embeddings", None)
+
+
+def _longest(config: SamplerConfig) -> int:
+    """Ask the servers that run already what they are, and for the longest context that all of them take.
+
+    Raises:
+        ServerError: one is not there, or of a version that is not supported.
+    """
+
+    async def ask() -> list[tuple[str, int]]:
+        async with open_session() as session:
+            return await asyncio.gather(*(Client(url, session).facts() for url in config.urls))
+
+    loop = EventLoop()
+    try:
+        facts = loop.run(ask)
+    except UnavailableError as problem:
+        raise ServerError(f"sampler.urls: {problem}") from problem
+    finally:
+        loop.close()
+    for url, (version, _) in zip(config.urls, facts, strict=True):
+        if not is_supported(version):
+            raise ServerError(
+                f"{url} is vLLM {version}: supported are {SUPPORTED[0]} up to, but not with, {SUPPORTED[1]}"
+            )
+    return min(longest for _, longest in facts)

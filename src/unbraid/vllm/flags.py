@@ -1,0 +1,84 @@
+"""The flags of a server that samples for a trainer. Those of a server for users are in `serve/`."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unbraid.vllm.plugin import BACKEND
+
+BASE = "base"
+"""Name under which the model itself is served to a trainer."""
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What `--max-lora-rank` takes."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What a server is to sample from.
+
+    model: folder or hub name. max_tokens: longest context. rank: of the adapters to come, 0 for none: all weights are
+    replaced instead. memory: of a GPU its share, of a CPU GiB for keys and values. devices: as CUDA_VISIBLE_DEVICES
+    takes them, "" leaves them to vLLM. cpu: whether vLLM is a build for CPUs.
+    """
+
+    model: str
+    dtype: str
+    max_tokens: int
+    rank: int
+    memory: float
+    sleep: bool
+    devices: str
+    cpu: bool
+
+
+def sampling_flags(what: Sampled, further: Sequence[str] = ()) -> tuple[list[str], dict[str, str]]:
+    """(arguments, environment) of one server.
+
+    Log-probs are of the distribution drawn from, `processed_logprobs`; the model's own generation settings, which may
+    cut that distribution, are left out. The routes that change weights are on, so the server listens locally only.
+    """
+    flags = [
+        f"--model={what.model}",
+        f"--served-model-name={BASE}",
+        f"--dtype={what.dtype}",
+        f"--max-model-len={what.max_tokens}",
+        "--logprobs-mode=processed_logprobs",
+        "--generation-config=vllm",
+        "--enable-scale-out",  # the route that takes and gives token ids
+        "--disable-uvicorn-access-log",
+    ]
+    environment: dict[str, str] = {}
+    if what.rank:
+        # One adapter is sampled from at a time; the next one is loaded before the last one goes.
+        flags += ["--enable-lora", f"--max-lora-rank={lora_rank(what.rank)}", "--max-loras=1", "--max-cpu-loras=2"]
+        environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+    else:
+        flags.append(f"--weight-transfer-config={json.dumps({'backend': BACKEND})}")
+        environment["VLLM_SERVER_DEV_MODE"] = "1"
+    if what.sleep:
+        flags.append("--enable-sleep-mode")
+        environment["VLLM_SERVER_DEV_MODE"] = "1"
+    if what.cpu:
+        environment["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, math.ceil(what.memory)))
+        # Choice: trainer and servers share the cores; bound threads would queue behind each other on the same ones.
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    else:
+        flags.append(f"--gpu-memory-utilization={what.memory}")
+        if what.devices:
+            environment["CUDA_VISIBLE_DEVICES"] = what.devices
+            if (many := len(what.devices.split(","))) > 1:
+                flags.append(f"--tensor-parallel-size={many}")
+    return [*flags, *further], environment
+
+
+def lora_rank(rank: int) -> int:
+    """The smallest rank that `--max-lora-rank` takes and that holds `rank`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    fitting = [one for one in LORA_RANKS if one >= rank]
+    if not fitting:
+        raise ValueError(f"rank {rank}: vLLM takes adapters up to rank {LORA_RANKS[-1]}")
+    return fitting[0]

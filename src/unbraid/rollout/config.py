@@ -82,6 +82,9 @@ class SamplerConfig(BaseModel):
     """Longest wait for one response, before it is drawn again."""
     retries: int = Field(default=3, ge=0)
     """Further attempts at a response, on another server where there is one."""
+    seeded: bool = False
+    """Give every response a seed of its own: draws can be repeated, up to what batching does to the last digits. Costs
+    vLLM a kernel for every row and token, and turns its chunked prefill off on CPUs, where 0.32 dies of both."""
     flags: tuple[str, ...] = ()
     """Further flags of `vllm serve`, such as `--max-num-seqs=64`."""
     max_gap: float | None = Field(default=None, gt=0)

@@ -245,13 +245,13 @@ class Fleet:
     async def _gap(self, member: Member, policy: Policy, session: "ClientSession") -> Gap:
         client = self.client(member, session)
 
-        async def draw(prompt: tuple[int, ...], seed: int, tokens: int) -> tuple[list[int], list[float]]:
+        async def draw(prompt: tuple[int, ...], tokens: int) -> tuple[list[int], list[float]]:
             drawn = await client.generate(
                 prompt,
                 model=self._model,
                 temperature=self.temperature,
                 max_tokens=tokens,
-                seed=seed,
+                seed=None,
                 stop_ids=policy.format.stop_ids,
                 salt=self._salt,
             )
@@ -259,8 +259,8 @@ class Fleet:
 
         # Log-probs of a prompt would not do: they are computed without what the server remembers of it. So the first
         # round leaves the prompts there, and the second one is drawn on top of them.
-        await asyncio.gather(*(draw(prompt, 0, 1) for prompt in self.prompts))
-        drawn = await asyncio.gather(*(draw(prompt, 1 + i, PROBE_TOKENS) for i, prompt in enumerate(self.prompts)))
+        await asyncio.gather(*(draw(prompt, 1) for prompt in self.prompts))
+        drawn = await asyncio.gather(*(draw(prompt, PROBE_TOKENS) for prompt in self.prompts))
         differences = [
             np.array(theirs) - own_logprobs(policy, ids, len(ids) - len(theirs), self.temperature)
             for ids, theirs in drawn

@@ -66,9 +66,7 @@ class ServedContext:
 class ServedSampler:
     """Up to `contexts` contexts on the servers of a fleet. Use within `async with`: weights are handed over there.
 
-    Entropies are not known to servers: they are NaN, and the trainer's own are learned from. Each response has a seed
-    of its own, so a run can be repeated as far as the servers' arithmetic can: which responses are computed together
-    changes the last digits of their logits.
+    Entropies are not known to servers: they are NaN, and the trainer's own are learned from.
 
     Args:
         policy: sampled as it is when the `async with` begins.
@@ -141,7 +139,7 @@ class ServedSampler:
                     model=self.fleet.model,
                     temperature=self.temperature,
                     max_tokens=budget - len(prefix),
-                    seed=int(key >> np.uint64(1)),
+                    seed=int(key >> np.uint64(1)) if self.fleet.config.seeded else None,
                     stop_ids=format.stop_ids,
                     salt=self.fleet.salt,
                 ),

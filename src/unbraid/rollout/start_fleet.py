@@ -84,6 +84,7 @@ def _start(fleet: Fleet, policy: Policy, model: ModelConfig, folder: Path, annou
             sleep=config.sleep,
             devices=devices,
             cpu=installation.backend == "cpu",
+            seeded=config.seeded,
         )
         flags, environment = sampling_flags(what, config.flags)
         specs.append(ServerSpec(flags, folder / f"server-{number}.log", environment))
@@ -117,8 +118,8 @@ def refuse(policy: Policy, model: ModelConfig, installation: Installation) -> No
         )
     if model.adapter and policy.added_rows:
         raise ServerError(
-            f"the tokenizer has {policy.added_rows} tokens more than the model has rows: save the model once with rows for them, then "
-            "train the adapter on that; a server knows the base as it is on disk"
+            f"the tokenizer has {policy.added_rows} tokens more than the model has rows: save the model once with rows "
+            "for them, then train the adapter on that; a server knows the base as it is on disk"
         )
 
 

@@ -68,14 +68,14 @@ class Client:
         model: str,
         temperature: float,
         max_tokens: int,
-        seed: int,
+        seed: int | None,
         stop_ids: Sequence[int],
         salt: str,
     ) -> Generated:
         """Draw one response after `ids`.
 
         Args:
-            model: name of the base or of an adapter. seed: of this request's own stream.
+            model: name of the base or of an adapter. seed: of this request's own stream; None takes the server's.
             salt: requests share what the server remembers of a beginning only with others of the same salt.
 
         Raises:

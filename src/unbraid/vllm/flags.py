@@ -19,7 +19,7 @@ class Sampled:
 
     model: folder or hub name. max_tokens: longest context. rank: of the adapters to come, 0 for none: all weights are
     replaced instead. memory: of a GPU its share, of a CPU GiB for keys and values. devices: as CUDA_VISIBLE_DEVICES
-    takes them, "" leaves them to vLLM. cpu: whether vLLM is a build for CPUs.
+    takes them, "" leaves them to vLLM. cpu: whether vLLM is a build for CPUs. seeded: whether requests have seeds.
     """
 
     model: str
@@ -30,6 +30,7 @@ class Sampled:
     sleep: bool
     devices: str
     cpu: bool
+    seeded: bool = False
 
 
 def sampling_flags(what: Sampled, further: Sequence[str] = ()) -> tuple[list[str], dict[str, str]]:
@@ -63,6 +64,9 @@ def sampling_flags(what: Sampled, further: Sequence[str] = ()) -> tuple[list[str
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, math.ceil(what.memory)))
         # Choice: trainer and servers share the cores; bound threads would queue behind each other on the same ones.
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        if what.seeded:
+            # vLLM 0.32 moves the generator of a prompt that is prefilled in part back, which torch's CPU one cannot.
+            flags += ["--no-enable-chunked-prefill", f"--max-num-batched-tokens={max(what.max_tokens, 2048)}"]
     else:
         flags.append(f"--gpu-memory-utilization={what.memory}")
         if what.devices:

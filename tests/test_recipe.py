@@ -113,6 +113,8 @@ def test_overrides_that_cannot_be(base, override, said):
         ("learn.steps=many", "learn.steps: "),
         ("learn.steps=0", "greater than or equal to 1"),
         ("rollout.samples=1", "greater than or equal to 2"),
+        ("learn.importance=often", "'auto', 'always' or 'never'"),
+        ("learn.importance_cap=0.5", "greater than or equal to 1"),
         ("learn.advantage_scale=row", "'group', 'batch' or 'none'"),
         ("evaluate.modes=[none]", "can be found but not asked for"),
         ("rollout.top_p=0.9", "top_p is refused in RL"),

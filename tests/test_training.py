@@ -168,6 +168,41 @@ def test_a_run_folder_belongs_to_one_recipe(tmp_path: Path):
         train(load_recipe(["calls"], ["learn.steps=2"]), tmp_path, resume=True)
 
 
+class Servers:
+    """Stands for model servers: measured after every sync, with something to say at times."""
+
+    def __init__(self, correct: bool):
+        self.correct, self.asked, self.waiting = correct, 0, ["a server is slow"]
+
+    def metrics(self) -> dict[str, float]:
+        self.asked += 1
+        return {"sync/gap": 0.5, "seconds/sync": 0.1}
+
+    def notes(self) -> list[str]:
+        found, self.waiting = self.waiting, []
+        return found
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_servers_are_corrected_for_logged_and_listened_to(tmp_path: Path, correct: bool):
+    servers = Servers(correct)
+
+    def validate(done: int) -> tuple[float, dict[str, float]]:
+        servers.waiting.append(f"found while validating after step {done}")
+        return 0.0, {}
+
+    run = training(tmp_path, served=servers, validate=validate)
+    run.run()
+    rows = read_metrics(tmp_path)
+    assert servers.asked == len(rows) == STEPS
+    for row in rows:
+        assert (row["sync/gap"], row["seconds/sync"]) == (0.5, 0.1) and row["sampler_gap/mean"] < 1e-4
+        assert ("importance/mean" in row) == correct
+    warned = [(note["step"], note["message"]) for note in read_notes(tmp_path) if note["level"] == "warning"]
+    wanted = [(1, "a server is slow"), *((n, f"found while validating after step {n}") for n in (3, 6))]
+    assert [pair for pair in warned if pair in wanted] == wanted
+
+
 def test_sigkill_and_resume_give_the_same_bits():
     """In the warm-up and while a checkpoint is written; `benchmarks/resume.py` alone does more of it."""
     command = [sys.executable, str(RESUME), "--kills", "2", "--steps", "3", "--start", "fork"]

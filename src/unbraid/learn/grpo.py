@@ -1,11 +1,13 @@
 """One GRPO update: a batch of scored trajectories in, optimiser steps and what to log out.
 
 Departures from textbook GRPO, all of them switchable: entropy constraints act beside the policy term, advantages may be
-scaled by the batch instead of the group, and samples that can move nothing are left out of the forward pass.
+scaled by the batch instead of the group, samples that can move nothing are left out of the forward pass, and a sampler
+whose log-probs are not the trainer's is made up for (`importance`).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from unbraid.chat.types import Mode
 from unbraid.learn.advantages import Scale, group_advantages
 from unbraid.learn.batch import MODES, TokenBatch, collate, think_share
 from unbraid.learn.constraint import Constraint
+from unbraid.learn.importance import importance_weights, mismatch_metrics, sequence_logprobs, to_targets
 from unbraid.learn.objective import Averaging, kl_terms, policy_terms, score_tokens, token_weights
 from unbraid.learn.schedule import Decay, rate_at
 from unbraid.policy import Policy
@@ -50,6 +53,12 @@ class LearnConfig(BaseModel):
     learned slowly without. Source of the idea: the separate control-token loss of Thinkless (arXiv 2505.13379)."""
     kl: float = Field(default=0.0, ge=0)
     """Coefficient of KL to the start of training (k3). The paper quotes none."""
+    importance: Literal["auto", "always", "never"] = "auto"
+    """Weights on sampled tokens where the sampler's log-probs are not the trainer's (truncated importance sampling).
+    `auto`: in the steps whose sampler was measured to be further off than rounding. Choice: a sampler that agrees
+    needs no second old policy."""
+    importance_cap: float = Field(default=2.0, ge=1)
+    """Largest such weight. Source: verl's and ms-swift's default."""
     epochs: int = Field(default=1, ge=1)
     """Passes over each batch of trajectories."""
     minibatches: int = Field(default=1, ge=1)
@@ -93,81 +102,122 @@ def update(
     *,
     step: int,
     temperature: float,
+    correct: bool = False,
 ) -> Update:
     """Learn from one batch.
+
+    The gap between sampler and trainer is logged wherever it costs nothing: in the first optimiser step, whose forward
+    pass is made with the weights that sampled; with correction, over the whole batch. Tokens that `skip_dead` leaves
+    out are not in it. Entropy constraints, KL and advantages are never reweighted; `importance` says why.
 
     Args:
         groups: (N,) int, which prompt each trajectory answers.
         step: iteration number from 0; orders the minibatches and places schedules.
         temperature: that of sampling: the policy that is trained is the one that was sampled.
+        correct: the sampler was measured to be further from the trainer than rounding (`importance: auto`).
     """
     rewards = np.array([t.reward for t in trajectories], dtype=np.float64)
     advantages = group_advantages(rewards, groups, config.advantage_scale)
-    reference = _reference_logprobs(policy, trajectories, config, temperature) if config.kl else None
+    rounds = _minibatches(groups, config, step)
+    corrected = config.importance == "always" or (config.importance == "auto" and correct)
+    cap = config.importance_cap if corrected else None
+    pieces = _pieces(policy, trajectories, advantages, constraints, config)
+    pieces = _with_logprobs(policy, pieces, config, temperature, before=corrected and len(rounds) > 1)
+    work = _Work(policy, trajectories, advantages, pieces, constraints, config, temperature, cap)
     rate = rate_at(step, config.steps, config.learning_rate, config.ramp_steps, config.decay)
     for setting in optimiser.param_groups:
         setting["lr"] = rate
     sums = dict.fromkeys(SUMS, 0.0)
     logged: dict[str, float] = {}
-    rounds = _minibatches(groups, config, step)
+    seen: list[torch.Tensor] = []
     for turn, rows in enumerate(rounds):
-        part = {
-            k: v / len(rounds)
-            for k, v in _optimiser_step(
-                policy, trajectories, advantages, reference, rows, optimiser, constraints, config, temperature
-            ).items()
-        }
-        sums = {k: sums[k] + part[k] for k in sums}
+        # After the first step the weights have moved; with correction those before are known all the same, and each
+        # token is counted in the first epoch only.
+        known = turn == 0 or (corrected and turn < len(rounds) // config.epochs)
+        part = _optimiser_step(work, rows, optimiser, seen if known else None)
+        sums = {k: sums[k] + part[k] / len(rounds) for k in sums}
         for constraint in constraints:
             logged.update(constraint.update(progress=(step + (turn + 1) / len(rounds)) / config.steps))
     dead = [g for g in np.unique(groups) if not advantages[groups == g].any()]
     metrics = {**sums, "lr": rate, "dead_groups": len(dead) / len(np.unique(groups)), **logged}
+    metrics |= mismatch_metrics(torch.cat(seen), cap) if seen else {}
     if not config.kl:
         del metrics["kl"]
     return Update(metrics, _why_nothing(rewards, advantages, constraints, config))
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """One sequence that the model saw as one, as much of it as the loss needs.
+
+    row: the trajectory it belongs to. tokens: sampled tokens of that whole trajectory.
+    reference, before: (T,) log-probs under the reference, and the trainer's before the update; None = not asked for.
+    """
+
+    row: int
+    sequence: Trajectory
+    tokens: float
+    reference: np.ndarray | None = None
+    before: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all optimiser steps of one update share. cap: of the importance weights; None = no correction."""
+
+    policy: Policy
+    trajectories: Sequence[Trajectory]
+    advantages: np.ndarray
+    pieces: Sequence[_Piece]
+    constraints: Sequence[Constraint]
+    config: LearnConfig
+    temperature: float
+    cap: float | None
+
+
 def _optimiser_step(
-    policy: Policy,
-    trajectories: Sequence[Trajectory],
-    advantages: np.ndarray,
-    reference: list[np.ndarray] | None,
-    rows: np.ndarray,
-    optimiser: torch.optim.Optimizer,
-    constraints: Sequence[Constraint],
-    config: LearnConfig,
-    temperature: float,
+    work: _Work, rows: np.ndarray, optimiser: torch.optim.Optimizer, seen: list[torch.Tensor] | None
 ) -> dict[str, float]:
     """Gradients over all micro-batches of one minibatch, then one step."""
-    modes, model = policy.format.modes, policy.model
-    samples, tokens = len(rows), float(sum(trajectories[i].sampled.sum() for i in rows))
-    responses = sum(len(trajectories[i].responses) for i in rows)
-    kept = {
-        i: t for i in rows if (t := _needed(trajectories[i], float(advantages[i]), constraints, config, modes.position))
-    }
-    pieces = [(i, piece) for i, whole in kept.items() for piece in whole.split()]
-    references = _split_reference(trajectories, kept, reference) if reference else None
-    # Short with short: less padding. Ties by index, so that the order is a function of the batch alone.
-    order = sorted(range(len(pieces)), key=lambda k: (len(pieces[k][1].ids), k))
-    share = think_share([trajectories[i] for i in rows])
+    policy, config, modes = work.policy, work.config, work.policy.format.modes
+    minibatch, members = [work.trajectories[i] for i in rows], set(rows.tolist())
+    totals = Totals(
+        samples=len(minibatch),
+        responses=sum(len(t.responses) for t in minibatch),
+        tokens=float(sum(t.sampled.sum() for t in minibatch)),
+    )
+    share = think_share(minibatch)
+    # Short with short: less padding. Ties keep their order, so that it is a function of the batch alone.
+    pieces = sorted((p for p in work.pieces if p.row in members), key=lambda p: len(p.sequence.ids))
     sums = dict.fromkeys(SUMS, 0.0)
-    model.train()
+    policy.model.train()
     optimiser.zero_grad(set_to_none=True)
-    for first in range(0, len(order), config.micro_batch):
-        part = order[first : first + config.micro_batch]
+    for first in range(0, len(pieces), config.micro_batch):
+        part = pieces[first : first + config.micro_batch]
+        references, before = [p.reference for p in part], [p.before for p in part if p.before is not None]
         batch = collate(
-            [pieces[k][1] for k in part],
-            advantages[[pieces[k][0] for k in part]],
+            [p.sequence for p in part],
+            work.advantages[[p.row for p in part]],
             modes.position,
-            [references[k] for k in part] if references else None,
+            [r for r in references if r is not None] or None,
             share,
             modes.shared,
-            [float(kept[pieces[k][0]].sampled.sum()) for k in part],
+            [p.tokens for p in part],
         ).to(policy.device)
-        totals = Totals(samples, responses, tokens)
-        loss = micro_batch_loss(policy, batch, constraints, config, temperature, totals, sums)
+        loss = micro_batch_loss(
+            policy,
+            batch,
+            work.constraints,
+            config,
+            work.temperature,
+            totals,
+            sums,
+            cap=work.cap,
+            before=to_targets(before).to(policy.device) if before else None,
+            seen=seen,
+        )
         loss.backward()
-    if order:
+    if pieces:
         parameters = [p for _, p in policy.trainable()]
         sums["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
         optimiser.step()
@@ -191,13 +241,28 @@ def micro_batch_loss(
     temperature: float,
     totals: Totals,
     sums: dict[str, float],
+    *,
+    cap: float | None = None,
+    before: torch.Tensor | None = None,
+    seen: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """This micro-batch's share of the loss: policy term + KL − entropy bonuses; adds what to log to `sums`."""
+    """This micro-batch's share of the loss: policy term + KL − entropy bonuses; adds what to log to `sums`.
+
+    Args:
+        cap: of the importance weights on the policy term; None takes the sampler's log-probs for the old policy's.
+        before: (B, L), the trainer's log-probs before the update; None if no weight has moved since: then they are
+            those of this forward pass.
+        seen: gets the trainer's log-probs before the update minus the sampler's, (n,) of sampled tokens.
+    """
     scores = score_tokens(policy.model, batch, temperature, policy.format.modes.choice_ids)
     weights = token_weights(batch, config.averaging, totals.samples, totals.tokens, config.mode_weight)
-    terms, clipped = policy_terms(
-        scores.logprobs, batch.old_logprobs, batch.advantages, config.clip_low, config.clip_high
-    )
+    before = scores.logprobs.detach() if before is None else before.to(scores.logprobs.dtype)
+    if seen is not None:
+        seen.append((before - batch.old_logprobs)[batch.sampled])
+    old = batch.old_logprobs if cap is None else before
+    terms, clipped = policy_terms(scores.logprobs, old, batch.advantages, config.clip_low, config.clip_high)
+    if cap is not None:
+        terms = terms * importance_weights(before, batch.old_logprobs, cap)
     loss = (terms * weights).sum()
     if config.kl:
         divergence = (kl_terms(scores.logprobs, batch.reference_logprobs) * weights).sum()
@@ -252,33 +317,35 @@ def _needed(
     return None
 
 
-@torch.no_grad()
-def _reference_logprobs(
-    policy: Policy, trajectories: Sequence[Trajectory], config: LearnConfig, temperature: float
-) -> list[np.ndarray]:
-    """Log-probs of every trajectory under the reference, each (T,) float32."""
-    found: list[np.ndarray] = []
-    pieces = [piece for trajectory in trajectories for piece in trajectory.split()]
-    with policy.reference() as model:
-        for first in range(0, len(pieces), config.micro_batch):
-            part = pieces[first : first + config.micro_batch]
-            batch = collate(part, np.zeros(len(part)), policy.format.modes.position).to(policy.device)
-            scores = score_tokens(model, batch, temperature, policy.format.modes.choice_ids)
-            for row, t in enumerate(part):
-                found.append(np.concatenate([[0.0], scores.logprobs[row, : len(t.ids) - 1].float().cpu().numpy()]))
-    of_piece = iter(found)
-    return [np.concatenate([next(of_piece) for _ in trajectory.sequences]) for trajectory in trajectories]
+def _pieces(
+    policy: Policy,
+    trajectories: Sequence[Trajectory],
+    advantages: np.ndarray,
+    constraints: Sequence[Constraint],
+    config: LearnConfig,
+) -> list[_Piece]:
+    """The sequences that can move anything, in the order of their trajectories."""
+    found: list[_Piece] = []
+    for row, trajectory in enumerate(trajectories):
+        kept = _needed(trajectory, float(advantages[row]), constraints, config, policy.format.modes.position)
+        if kept:
+            found += [_Piece(row, sequence, float(kept.sampled.sum())) for sequence in kept.split()]
+    return found
 
 
-def _split_reference(
-    trajectories: Sequence[Trajectory], kept: dict[int, Trajectory], reference: list[np.ndarray]
-) -> list[np.ndarray]:
-    """The reference log-probs of every sequence of every trajectory in `kept`, in its order."""
-    return [
-        reference[i][start : min(end, len(whole.ids))]
-        for i, whole in kept.items()
-        for start, end in trajectories[i].sequences
-    ]
+def _with_logprobs(
+    policy: Policy, pieces: list[_Piece], config: LearnConfig, temperature: float, *, before: bool
+) -> list[_Piece]:
+    """The pieces with their log-probs under the reference if there is a KL term, and, if asked for, `before`."""
+    sequences = [p.sequence for p in pieces]
+    if config.kl:
+        with policy.reference():
+            found = sequence_logprobs(policy, sequences, config.micro_batch, temperature)
+        pieces = [replace(p, reference=values) for p, values in zip(pieces, found, strict=True)]
+    if before:
+        found = sequence_logprobs(policy, sequences, config.micro_batch, temperature)
+        pieces = [replace(p, before=values) for p, values in zip(pieces, found, strict=True)]
+    return pieces
 
 
 def _why_nothing(

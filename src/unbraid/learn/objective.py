@@ -66,7 +66,8 @@ def policy_terms(
     """−min(ρ A, clip(ρ, 1 − low, 1 + high) A) per token, and where the clip binds (bool).
 
     Args:
-        logprobs, old_logprobs: (B, L). advantages: (B,).
+        logprobs, old_logprobs: (B, L); the old are the trainer's before the update where that is known (`importance`),
+            else the sampler's, which are meant to be the same. advantages: (B,).
 
     Source: PPO's clipped surrogate, token-level ratio (GRPO); the paper writes ρ per sample i without saying how it is
     formed.

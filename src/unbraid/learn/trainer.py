@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,11 +29,29 @@ from unbraid.rollout.trajectory import Trajectory
 from unbraid.tasks.task import Task
 
 
+class Served(Protocol):
+    """What samples for a trainer and is not the trainer: model servers, as the training loop sees them."""
+
+    @property
+    def correct(self) -> bool:
+        """The last sync left the servers further from the trainer than rounding explains: correct for it."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """What syncing cost and measured, logged at every step; wall-clock numbers as `seconds/…` (`learn.log`)."""
+        ...
+
+    def notes(self) -> list[str]:
+        """Warnings since the last call, for the run's log."""
+        ...
+
+
 @dataclass
 class Training:
     """Everything one run is made of. `run()` starts it, or goes on where the latest checkpoint stands.
 
     validate: called with the number of steps done; returns the validation accuracy and what to log.
+    served: the servers that `roll` asks; None where the policy itself samples.
     """
 
     policy: Policy
@@ -50,6 +68,7 @@ class Training:
     on_step: Callable[[int, dict[str, Any]], None] = lambda step, metrics: None
     keep_rollouts: bool = True
     watch: CollapseWatch = field(default_factory=CollapseWatch)
+    served: Served | None = None
 
     def run(self) -> int:
         """Train to the last step; returns the step whose validation accuracy was best (the last one without any).
@@ -77,6 +96,7 @@ class Training:
             for step in range(done, self.learn.steps):
                 metrics = self._step(step, batches(step), optimiser, log)
                 self._validate(step + 1, best, metrics)
+                self._note_served(step + 1, log)
                 log.step(step + 1, metrics)
                 self.on_step(step + 1, metrics)
                 last = step + 1 == self.learn.steps or (self.learn.stop_on_collapse and self.watch.collapsed)
@@ -96,6 +116,7 @@ class Training:
         clock = StageClock()
         with clock("rollout"):
             trajectories = self._draw(tasks, [Mode.AUTO] * self.rollout.samples, "train", step)
+        self._note_served(step + 1, log)
         groups = np.repeat(np.arange(len(tasks)), self.rollout.samples)
         with clock("learn"):
             result = update(
@@ -107,6 +128,8 @@ class Training:
                 self.learn,
                 step=step,
                 temperature=self.rollout.temperature,
+                # Read after the rollout: before it the servers may not have had these weights yet.
+                correct=self.served is not None and self.served.correct,
             )
         metrics = rollout_metrics(trajectories) | result.metrics
         if result.nothing:
@@ -117,6 +140,8 @@ class Training:
         if self.learn.probe_every and (step + 1) % self.learn.probe_every == 0:
             with clock("probe"):
                 metrics |= self._probe(tasks, step)
+        if self.served:
+            metrics |= self.served.metrics()
         if self.keep_rollouts:
             log.rollouts(step + 1, trajectories)
         sampled = sum(int(t.sampled.sum()) for t in trajectories)
@@ -124,6 +149,11 @@ class Training:
 
     def _draw(self, tasks: Sequence[Task], modes: Sequence[Mode], stream: str, step: int) -> list[Trajectory]:
         return self.roll(tasks, modes, temperature=self.rollout.temperature, seed=(self.seed, stream, step))
+
+    def _note_served(self, step: int, log: RunLog) -> None:
+        """Put what the servers warned of into the log; soon after it was found, as what follows may end the run."""
+        for message in self.served.notes() if self.served else []:
+            log.note(message, step, level="warning")
 
     def _watch_modes(
         self, step: int, trajectories: list[Trajectory], groups: np.ndarray, metrics: dict[str, Any], log: RunLog

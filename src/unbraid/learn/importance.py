@@ -1,0 +1,117 @@
+"""What the sampler and the trainer disagree about, and the weights that make up for it.
+
+Both hold the same weights, but other kernels and number formats give other log-probs, so tokens are drawn from
+π_sampler and learned from as if drawn from π. With
+
+    π_old   the trainer before the update
+    ρ       π_θ / π_old, what the PPO clip is about: how far this update has gone
+    w       min(π_old / π_sampler, C), per token, no gradient
+
+the policy term of a token becomes w · min(ρ A, clip(ρ) A). Without the correction the sampler's log-probs are taken
+for those of π_old: ρ then holds the whole of π_θ / π_sampler. That too weighs tokens rightly, as long as the two are
+closer than the clip range; beyond it the clip takes the mismatch for a step gone too far, and tokens whose advantage
+and ratio go the same way lose their gradient. Which is biased: the others keep theirs.
+
+Source: truncated importance sampling, Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL
+Training"; in verl (`rollout_is`) and TRL (PR 3867, `token_truncate`). Choice: token level, because the ratio of a whole
+response is a product over hundreds of tokens: its variance explodes where each token is almost right. The price: what
+the sampler did earlier in a response is not made up for, so longer responses keep a bias of second order; a response
+of one token has none (short of C).
+
+What is not weighted, and why. Entropy constraints: the entropy at a position is computed over the whole vocabulary, not
+estimated from the drawn token, so there is nothing to weigh; targets are also means that people read. KL: it holds the
+policy back, and must not weaken where the sampler is off (verl and TRL leave it alone too). Advantages: rewards are of
+whole responses, whose weight would be that product; a group's mean is a baseline, and any baseline leaves the expected
+gradient as it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unbraid.learn.batch import collate
+from unbraid.learn.objective import score_tokens
+from unbraid.policy import Policy
+from unbraid.rollout.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Gap:
+    """|Δ log-prob| in nats between the trainer and the sampler over sampled tokens: mean, 99th percentile, largest."""
+
+    mean: float
+    quantile99: float
+    largest: float
+    tokens: int
+
+
+@torch.no_grad()
+def sequence_logprobs(
+    policy: Policy, sequences: Sequence[Trajectory], micro_batch: int, temperature: float
+) -> list[np.ndarray]:
+    """Log-probs of the sampled tokens of every sequence under the weights that the policy holds now.
+
+    Before an update these are the trainer's own; inside `Policy.reference()` they are the reference's.
+
+    Args:
+        sequences: trajectories of one sequence each (`Trajectory.split`).
+
+    Returns:
+        (T,) float64 each, as `Trajectory.logprobs`: nats, 0 where nothing was sampled.
+    """
+    found: list[np.ndarray] = []
+    for first in range(0, len(sequences), micro_batch):
+        part = sequences[first : first + micro_batch]
+        batch = collate(part, np.zeros(len(part)), policy.format.modes.position).to(policy.device)
+        scores = score_tokens(policy.model, batch, temperature, policy.format.modes.choice_ids)
+        for row, sequence in enumerate(part):
+            of_targets = scores.logprobs[row, : len(sequence.ids) - 1].cpu().numpy()
+            found.append(np.concatenate([[0.0], of_targets]))
+    return found
+
+
+def to_targets(logprobs: Sequence[np.ndarray]) -> Tensor:
+    """What `sequence_logprobs` found for the rows of a `TokenBatch`, aligned like it: (B, L) float64, padded with 0."""
+    rows = [torch.as_tensor(values) for values in logprobs]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)[:, 1:]
+
+
+def importance_weights(trainer: Tensor, sampler: Tensor, cap: float) -> Tensor:
+    """min(π_old / π_sampler, cap) per token, without gradient; 1 where nothing was sampled.
+
+    Args:
+        trainer, sampler: (B, L), log-probs of the trainer before the update and of the sampler; nats, 0 if not sampled.
+    """
+    return (trainer.detach() - sampler).exp().clamp(max=cap)
+
+
+def measure_gap(log_ratios: Tensor) -> Gap:
+    """The gap of log-probs, trainer minus sampler, of n ≥ 1 sampled tokens; (n,)."""
+    distance = log_ratios.detach().double().abs().cpu().numpy()
+    return Gap(
+        float(distance.mean()), float(np.quantile(distance, 0.99)), float(distance.max()), tokens=len(distance)
+    )  # fmt: skip
+
+
+def mismatch_metrics(log_ratios: Tensor, cap: float | None) -> dict[str, float]:
+    """What to log about n sampled tokens; nothing for n = 0.
+
+    `sampler_gap/mean`, `sampler_gap/q99`: nats. With correction also `importance/mean`, the mean weight, and
+    `importance/truncated`, the share of tokens at the cap.
+
+    Args:
+        log_ratios: (n,) log-probs of the trainer before the update minus the sampler's.
+        cap: C, or None without correction.
+    """
+    if not len(log_ratios):
+        return {}
+    gap = measure_gap(log_ratios)
+    metrics = {"sampler_gap/mean": gap.mean, "sampler_gap/q99": gap.quantile99}
+    if cap is not None:
+        weights = importance_weights(log_ratios.double(), torch.zeros_like(log_ratios, dtype=torch.float64), cap)
+        metrics["importance/mean"] = float(weights.mean())
+        metrics["importance/truncated"] = float((weights >= cap).double().mean())
+    return metrics

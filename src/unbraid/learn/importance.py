@@ -26,7 +26,6 @@ gradient as it is.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -35,17 +34,8 @@ from torch import Tensor
 from unbraid.learn.batch import collate
 from unbraid.learn.objective import score_tokens
 from unbraid.policy import Policy
+from unbraid.rollout.probe import Gap
 from unbraid.rollout.trajectory import Trajectory
-
-
-@dataclass(frozen=True)
-class Gap:
-    """|Δ log-prob| in nats between the trainer and the sampler over sampled tokens: mean, 99th percentile, largest."""
-
-    mean: float
-    quantile99: float
-    largest: float
-    tokens: int
 
 
 @torch.no_grad()
@@ -88,14 +78,6 @@ def importance_weights(trainer: Tensor, sampler: Tensor, cap: float) -> Tensor:
     return (trainer.detach() - sampler).exp().clamp(max=cap)
 
 
-def measure_gap(log_ratios: Tensor) -> Gap:
-    """The gap of log-probs, trainer minus sampler, of n ≥ 1 sampled tokens; (n,)."""
-    distance = log_ratios.detach().double().abs().cpu().numpy()
-    return Gap(
-        float(distance.mean()), float(np.quantile(distance, 0.99)), float(distance.max()), tokens=len(distance)
-    )  # fmt: skip
-
-
 def mismatch_metrics(log_ratios: Tensor, cap: float | None) -> dict[str, float]:
     """What to log about n sampled tokens; nothing for n = 0.
 
@@ -108,8 +90,8 @@ def mismatch_metrics(log_ratios: Tensor, cap: float | None) -> dict[str, float]:
     """
     if not len(log_ratios):
         return {}
-    gap = measure_gap(log_ratios)
-    metrics = {"sampler_gap/mean": gap.mean, "sampler_gap/q99": gap.quantile99}
+    gap = Gap.of(log_ratios.detach().double().cpu().numpy())
+    metrics = {"sampler_gap/mean": gap.mean, "sampler_gap/q99": gap.quantile}
     if cap is not None:
         weights = importance_weights(log_ratios.double(), torch.zeros_like(log_ratios, dtype=torch.float64), cap)
         metrics["importance/mean"] = float(weights.mean())

@@ -60,17 +60,17 @@ def evaluate(
     """Evaluate a trained run again, perhaps on other tasks or in other modes; replaces its scores and its page."""
     from unbraid import run as runs
     from unbraid.policy import load_policy
-    from unbraid.prepare import load_tasks, make_environment, roll_of
+    from unbraid.prepare import load_tasks, make_environment, open_fleet, roll_of
     from unbraid.recipe import load_recipe
 
     runs.recipe_of(run)
     recipe = load_recipe([run / "recipe.yaml"], overrides or [])
     policy = load_policy(recipe.model, recipe.chat)
     runs.take_weights(policy, run / checkpoint)
-    with Bars() as bars:
-        acts_in = make_environment(recipe)
-        tasks = load_tasks(recipe, policy, acts_in).test
-        roll = roll_of(recipe, policy, acts_in)
+    acts_in = make_environment(recipe)
+    tasks = load_tasks(recipe, policy, acts_in).test
+    with open_fleet(recipe, policy, tasks, run / "servers") as fleet, Bars() as bars:
+        roll = roll_of(recipe, policy, acts_in, fleet)
         runs.evaluate_run(recipe, policy, tasks, run, bars.show, checkpoint, roll)
     print_scores(runs.report_runs([run], run / "report.html"))
 

@@ -9,7 +9,7 @@ from tiny import CHATML, SEARCH_TAGS, TOOLS, tiny_tokenizer
 from unbraid.chat.format import ChatConfig, ChatFormat
 from unbraid.chat.history import Conversation
 from unbraid.chat.types import Answer, Call, Mode
-from unbraid.serve.chat_completions import shown_prompt
+from unbraid.serve.chat_completions import said, shown_prompt
 from unbraid.serve.completion_wire import Asked, BadRequestError, read_request
 
 # -- conversations ------------------------------------------------------------------------------------------------
@@ -39,6 +39,14 @@ def test_a_conversation_is_shown_as_training_shows_it():
     assert asked.messages[-1]["name"] == "get_weather"
     ids = shown_prompt(format, asked.messages, asked.tools)
     assert ids == format.prompt_ids(conversation.messages, TOOLS)
+
+
+def test_a_stop_token_that_closes_a_call_belongs_to_it():
+    format = ChatFormat.build(tiny_tokenizer(CHATML, SEARCH_TAGS), ChatConfig(call_format="search"))
+    calls = (Call("search", {"query": "Emma"}),)
+    ids = format.response_ids(Answer(Mode.THINK, "I search.", calls))
+    assert said(format, ids, False, True) == ("I search.", "", calls)
+    assert said(format, ids, False, False) == ("I search.", "<search> Emma", ()), "as histories have it"
 
 
 def test_results_inside_the_models_own_turn_go_on_with_it():

@@ -208,6 +208,8 @@ def test_unreadable_calls_are_content(base):
     assert said(format, cut, True, True) == ("", "<tool_call> t2 (", ())
     thinking = words("<think> use t2 ;")
     assert said(format, thinking, True, True) == ("use t2 ;", "", ())
+    unclosed = words("<think> use t2 <eos>")
+    assert said(format, unclosed, False, True) == ("use t2", "", ())
     both = words("<no_think> so <tool_call> t2 ( p2 = e1 ) </tool_call> <eos>")
     assert said(format, both, False, True) == ("", "so", (Call("t2", {"p2": "e1"}),))
     assert said(format, both, False, False) == ("", "so <tool_call> t2 ( p2 = e1 ) </tool_call>", ())

@@ -186,6 +186,9 @@ def said(format: ChatFormat, ids: Sequence[int], truncated: bool, tools: bool) -
 
     Calls that cannot be read, or that nobody offered tools for (`tools` is false), are content, as they were written.
     """
+    closing = {delimiter.close for delimiter in format.automaton.delimiters}
+    if ids and ids[-1] in set(format.stop_ids) - closing:  # a thought that never closed would show it
+        ids = ids[:-1]
     reading = format.read(ids, truncated)
     called = any(span.role is Role.ACTION for span in format.automaton.scan(ids).spans)
     if not called or (reading.calls and tools):

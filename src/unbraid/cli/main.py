@@ -6,7 +6,7 @@ from typing import NoReturn
 import typer
 from rich.text import Text
 
-from unbraid.cli import agents, runs
+from unbraid.cli import agents, runs, serving
 from unbraid.cli.console import errors
 from unbraid.cli.data import data
 from unbraid.cli.lab import lab
@@ -17,6 +17,7 @@ INTERRUPTED = 130
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(runs.app)
 app.add_typer(agents.app)
+app.add_typer(serving.app)
 app.add_typer(data, name="data")
 app.add_typer(lab, name="lab")
 
@@ -51,5 +52,7 @@ def main() -> None:
             sys.exit(2)
         raise
     if status == INTERRUPTED:
-        errors.print("stopped; the same command with --resume goes on from the last checkpoint", highlight=False)
+        goes_on = sys.argv[1:2] not in (["serve"], ["chat"], ["serve-retriever"])
+        hint = "; the same command with --resume goes on from the last checkpoint" if goes_on else ""
+        errors.print(f"stopped{hint}", highlight=False)
     sys.exit(status)

@@ -21,7 +21,7 @@ from unbraid.serve.completion_wire import (
     event_stream,
     read_request,
 )
-from unbraid.serve.retriever import _need_extra, listen
+from unbraid.serve.retriever import need_extra, listen
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -58,7 +58,7 @@ def openai_app(policy: Policy, name: str, slots: int = 16) -> "Starlette":
     Raises:
         MissingExtraError: without starlette. ModelError: this model cannot be decoded in slots.
     """
-    _need_extra()
+    need_extra()
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
     from starlette.requests import ClientDisconnect
@@ -127,7 +127,7 @@ def serve_local(
         DataError: if the address cannot be had. MissingExtraError: without starlette or uvicorn. ModelError: this model
             cannot be decoded in slots.
     """
-    _need_extra()
+    need_extra()
     import uvicorn
 
     console = console or Console(stderr=True)

@@ -38,7 +38,7 @@ def retriever_app(retriever: Retriever, topk: int = 3) -> "Starlette":
     Raises:
         MissingExtraError: without starlette.
     """
-    _need_extra()
+    need_extra()
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
@@ -81,7 +81,7 @@ def serve_retriever(
         DataError: if the corpus cannot be read or the address cannot be had. MissingExtraError: without starlette,
             uvicorn or bm25s.
     """
-    _need_extra()
+    need_extra()
     import uvicorn
 
     console = console or Console(stderr=True)
@@ -109,7 +109,8 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _need_extra() -> None:
+def need_extra() -> None:
+    """Raises MissingExtraError without what serves."""
     try:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401

@@ -31,6 +31,8 @@ def serve(
     """Serve a run's model to OpenAI clients: by vLLM where it is installed, else by the policy in this process."""
     from unbraid.errors import ServerError
     from unbraid.run import recipe_of
+    from unbraid.serve.run_flags import model_config
+    from unbraid.vllm.flags import refused_on_cpu
     from unbraid.vllm.installation import find_vllm
 
     recipe = recipe_of(run)
@@ -38,6 +40,8 @@ def serve(
     if not local:
         try:
             installation = find_vllm(python or recipe.sampler.python)
+            if installation.backend == "cpu" and (problem := refused_on_cpu(model_config(run, recipe))):
+                raise ServerError(problem)
         except ServerError as problem:
             if python or flag:
                 raise

@@ -21,7 +21,7 @@ from unbraid.serve.completion_wire import (
     event_stream,
     read_request,
 )
-from unbraid.serve.retriever import need_extra, listen
+from unbraid.serve.retriever import listen, need_extra
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette

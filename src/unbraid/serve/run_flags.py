@@ -255,6 +255,12 @@ def base_of(model: ModelConfig) -> str:
     return str(Path(path).absolute()) if Path(path).is_dir() else path
 
 
+def model_config(run_dir: str | Path, recipe: Served) -> dict[str, Any]:
+    """The config.json of the model that a run serves: its own, or that of its adapter's base; empty if it is not here."""
+    final = Path(run_dir) / "final"
+    return read_json(final / "config.json") or _config_of(base_of(recipe.model))
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, empty where there is no such file.
 

@@ -2,13 +2,16 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from unbraid.vllm.plugin import BACKEND
 
 BASE = "base"
 """Name under which the model itself is served to a trainer."""
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""What vLLM's attention on CPUs takes."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What `--max-lora-rank` takes."""
 
@@ -86,3 +89,17 @@ def lora_rank(rank: int) -> int:
     if not fitting:
         raise ValueError(f"rank {rank}: vLLM takes adapters up to rank {LORA_RANKS[-1]}")
     return fitting[0]
+
+
+def refused_on_cpu(config: Mapping[str, Any]) -> str:
+    """Why vLLM's build for CPUs would die of the first request to a model; "" if it would not.
+
+    Args:
+        config: of the model, as in its config.json.
+    """
+    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    size = config.get("head_dim") or (hidden // heads if heads and hidden else 0)
+    if not size or size in CPU_HEAD_SIZES:
+        return ""
+    sizes = ", ".join(map(str, CPU_HEAD_SIZES))
+    return f"the model's attention heads have {size} dimensions, and vLLM on a CPU takes {sizes}"

@@ -52,6 +52,11 @@ class FolderEngine(WeightTransferEngine[FolderInit, FolderUpdate]):
         )
 
         finalize_layerwise_reload(self.model, self.model_config)
+        if self.device.type == "cpu":
+            # A head that shares the embedding's weights is passed over, and on CPUs it multiplies by a packed copy.
+            for layer in self.model.modules():
+                if type(layer).__name__ == "ParallelLMHead":
+                    layer.quant_method.process_weights_after_loading(layer)
 
     def update_weights(self, update_info: dict[str, str]) -> None:
         """As the base class, without its device synchronisation where there is no accelerator."""

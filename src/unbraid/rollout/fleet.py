@@ -9,16 +9,18 @@ import os
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from unbraid.errors import ServerError
 from unbraid.policy import Policy
 from unbraid.rollout.config import SamplerConfig
-from unbraid.rollout.probe import HARD_FACTOR, MEAN_LIMITS, PROBE_TOKENS, Gap, own_logprobs
+from unbraid.rollout.loop import together
+from unbraid.rollout.probe import HARD_FACTOR, MEAN_LIMITS, PROBE_TOKENS, Gap, own_logprobs, probe_prompts
 from unbraid.vllm.client import Client, UnavailableError
 from unbraid.vllm.flags import BASE
 from unbraid.vllm.server import Server
@@ -26,20 +28,30 @@ from unbraid.vllm.server import Server
 if TYPE_CHECKING:
     from aiohttp import ClientSession
 
+T = TypeVar("T")
 RESTARTS = 3
 """How often a run starts a server again that died."""
+PAUSE = 0.5
+"""Seconds before a server is asked again; each further attempt waits twice as long."""
 
 
 @dataclass(eq=False)
 class Member:
-    """One server. `server`: its process, where it is ours. `busy`: contexts open on it."""
+    """One server. `server`: its process, where it is ours. `busy`: contexts open on it.
+
+    lost: why it is not used any more. reviving: what waits until it can be used again.
+    """
 
     url: str
     server: Server | None = None
     version: str = ""
     busy: int = 0
-    lost: bool = False
-    reviving: "asyncio.Lock" = field(default_factory=asyncio.Lock)
+    lost: str = ""
+    reviving: "asyncio.Task[None] | None" = None
+
+
+class _LostError(Exception):
+    """There is nobody left to ask: the run goes on without."""
 
 
 @dataclass
@@ -50,7 +62,7 @@ class Fleet:
         start: starts server number i again, for those that are ours.
         folder: where weights are handed over; every server must see it under the same path.
         max_tokens: longest context.
-        prompts: what the probe asks, token ids; empty asks nothing.
+        prompts: the probe chooses among these, token ids; without any it asks nothing.
         temperature: of the probe.
 
     `correct`, `metrics()` and `notes()` are what training wants to know of a sampler that is not the trainer.
@@ -61,7 +73,7 @@ class Fleet:
     folder: Path
     dtype: str
     max_tokens: int
-    prompts: Sequence[tuple[int, ...]] = ()
+    prompts: Sequence[Sequence[int]] = ()
     temperature: float = 1.0
     start: Callable[[int], Server] | None = None
     correct: bool = False
@@ -77,6 +89,17 @@ class Fleet:
     def __post_init__(self) -> None:
         # Choice: servers may outlive a run, so a name is never used twice by any process.
         self._name = f"policy-{os.getpid()}-{time.time_ns():x}"
+        # Servers that run already may have been put to sleep by a run that was killed.
+        self._asleep = self.config.sleep and bool(self.config.urls)
+
+    def shorten(self, longest: int) -> None:
+        """Let no context be longer than `longest` tokens."""
+        if longest < self.max_tokens:
+            self._notes.append(
+                f"the servers take contexts of {longest} tokens, the run has use for {self.max_tokens}: responses end "
+                "there; start the servers with a larger --max-model-len"
+            )
+            self.max_tokens = longest
 
     @property
     def limit(self) -> float:
@@ -113,39 +136,44 @@ class Fleet:
             ServerError: no server is left, one refuses the weights, or one draws from another policy.
         """
         if self._asleep:
-            await self._each(session, lambda client: client.wake())
+            await self._each(session, lambda member: self.client(member, session).wake())
             self._asleep = False
-        if policy.stamp() == self._stamp:
+        stamp = (id(policy.model), *policy.stamp())
+        if stamp == self._stamp:
             return
         started = time.perf_counter()
         self._syncs += 1
         previous, self._salt = self._salt, f"{self._name}-{self._syncs}"
-        weights = self._save(policy)
-        if policy.has_adapter:
-            self._model = self._salt
-        await asyncio.gather(*(self._reach(member, session) for member in self._usable()))
+        self._save(policy)
+        self._model = self._salt if policy.has_adapter else BASE
+        await self._each(session, lambda member: self._load(member, session))
         loaded = time.perf_counter()
         self._metrics = {"seconds/sync": loaded - started}
         await self._probe(policy, session)
         self._metrics["seconds/sync_probe"] = time.perf_counter() - loaded
         if policy.has_adapter and previous != "0":
-            await self._each(session, lambda client: client.unload_adapter(previous))
+            await self._each(session, lambda member: self.client(member, session).unload_adapter(previous))
+        # The present weights stay: a server that is started again needs them.
         for old in self.folder.iterdir():
-            if old != weights:
+            if old.name != self._salt:
                 shutil.rmtree(old, ignore_errors=True)
-        self._stamp = policy.stamp()
+        self._stamp = stamp
 
     async def rest(self, session: "ClientSession") -> None:
         """Let the servers give their memory back, where the recipe asks for it."""
         if self.config.sleep:
-            await self._each(session, lambda client: client.sleep())
+            await self._each(session, lambda member: self.client(member, session).sleep())
             self._asleep = True
 
-    def _save(self, policy: Policy) -> Path:
+    async def settle(self) -> None:
+        """Wait until no server is on its way back: those who asked for it may have given up."""
+        reviving = [member.reviving for member in self.members if member.reviving]
+        await asyncio.gather(*reviving, return_exceptions=True)
+
+    def _save(self, policy: Policy) -> None:
         weights = self.folder / self._salt
         weights.mkdir(parents=True)
         policy.model.save_pretrained(weights)
-        return weights.resolve()
 
     async def _load(self, member: Member, session: "ClientSession") -> None:
         """Give a server the present weights, unless it has them."""
@@ -158,13 +186,45 @@ class Fleet:
             await client.load_adapter(self._model, weights)
         member.version = self._salt
 
-    async def _reach(self, member: Member, session: "ClientSession") -> None:
-        try:
-            await self._load(member, session)
-        except UnavailableError as problem:
-            await self.revive(member, session, str(problem))
-            if not member.lost:
-                await self._load(member, session)
+    async def ask(
+        self, place: Callable[[], Member], session: "ClientSession", work: Callable[[Member], Awaitable[T]]
+    ) -> T:
+        """What a server answers. One that fails is asked again after a pause, and revived before if it is gone.
+
+        Args:
+            place: whom to ask, told before every attempt.
+
+        Raises:
+            ServerError: it refuses, still fails after all attempts, or no server is left.
+        """
+        attempts = self.config.retries + 1
+        for attempt in range(attempts):
+            member = place()
+            try:
+                if member.reviving:  # until then its weights may be old ones
+                    await asyncio.shield(member.reviving)
+                    member = place()
+                return await work(member)
+            except UnavailableError as problem:
+                if attempt + 1 == attempts:
+                    raise ServerError(f"{problem}; given up after {attempts} attempts (sampler.retries)") from problem
+                await asyncio.sleep(PAUSE * 2**attempt)
+                await self.revive(member, session, str(problem))
+        raise AssertionError("unreachable")
+
+    async def _each(self, session: "ClientSession", work: Callable[[Member], Awaitable[None]]) -> None:
+        """Ask every server for the same; it is done on those that are not lost over it."""
+
+        async def one(member: Member) -> None:
+            def place() -> Member:
+                if member.lost:
+                    raise _LostError
+                return member
+
+            with suppress(_LostError):
+                await self.ask(place, session, work)
+
+        await together(one(member) for member in self._usable())
 
     async def revive(self, member: Member, session: "ClientSession", problem: str) -> None:
         """After a failed request: is it still there? If not, start it again, or go on without it.
@@ -172,22 +232,39 @@ class Fleet:
         Raises:
             ServerError: it was the last one.
         """
-        async with member.reviving:
-            if member.lost or await self.client(member, session).healthy():
+        if member.reviving is None:
+            member.reviving = asyncio.create_task(self._revive(member, session, problem))
+            member.reviving.add_done_callback(lambda _: setattr(member, "reviving", None))
+        # Whoever waits may give up, its time being over; a server that is half started must not become nobody's.
+        await asyncio.shield(member.reviving)
+
+    async def _revive(self, member: Member, session: "ClientSession", problem: str) -> None:
+        if member.lost or await self.client(member, session).healthy():
+            return
+        number = self.members.index(member)
+        why = (member.server.died() if member.server else None) or problem
+        while member.server and self.start and self._restarts < RESTARTS:
+            self._restarts += 1
+            self._notes.append(f"server {number} died ({why}): it is started again")
+            try:
+                await self._restart(member, number, self.start, session)
                 return
-            number = self.members.index(member)
-            why = (member.server.died() if member.server else None) or problem
-            if member.server and self.start and self._restarts < RESTARTS:
-                self._restarts += 1
-                self._notes.append(f"server {number} died ({why}): it is started again")
-                member.server.stop()
-                member.server = await asyncio.to_thread(self.start, number)
-                member.url, member.version = member.server.url, ""
-                await self._load(member, session)
-                return
-            member.lost = True
-            self._notes.append(f"server {number} at {member.url} is lost ({why}): sampling goes on without it")
+            except ServerError as failure:
+                why = str(failure)
+        member.lost = f"server {number} at {member.url}: {why}"
         self._usable()
+        self._notes.append(f"server {number} at {member.url} is lost ({why}): sampling goes on without it")
+
+    async def _restart(
+        self, member: Member, number: int, start: Callable[[int], Server], session: "ClientSession"
+    ) -> None:
+        if member.server:
+            await asyncio.to_thread(member.server.stop)
+        member.server = await asyncio.to_thread(start, number)
+        # Nobody is to ask it before it has the weights: it would answer from those that it started with.
+        fresh = Member(member.server.url)
+        await self._load(fresh, session)
+        member.url, member.version = fresh.url, fresh.version
 
     def choose(self) -> Member:
         """The server with the fewest contexts.
@@ -195,25 +272,14 @@ class Fleet:
         Raises:
             ServerError: none is left.
         """
-        return min(self._usable(), key=lambda member: member.busy)
+        return min(self._usable(), key=lambda member: (member.reviving is not None, member.busy))
 
     def _usable(self) -> list[Member]:
         usable = [member for member in self.members if not member.lost]
         if not usable:
-            reason = self._notes[-1] if self._notes else "all of them are lost"
-            raise ServerError(f"no server is left to sample from: {reason}; see the logs beside {self.folder}")
+            reasons = "; ".join(member.lost for member in self.members)
+            raise ServerError(f"no server is left to sample from: {reasons}")
         return usable
-
-    async def _each(self, session: "ClientSession", work: Callable[[Client], Awaitable[None]]) -> None:
-        """Ask every server for the same; one that cannot be reached is noticed when it is sampled from."""
-
-        async def ask(member: Member) -> None:
-            try:
-                await work(self.client(member, session))
-            except UnavailableError as problem:
-                await self.revive(member, session, str(problem))
-
-        await asyncio.gather(*(ask(member) for member in self._usable()))
 
     async def _probe(self, policy: Policy, session: "ClientSession") -> None:
         """Hold what every server draws against the trainer's own log-probs.
@@ -221,19 +287,23 @@ class Fleet:
         Raises:
             ServerError: the gap says that another policy is being sampled.
         """
-        if not self.prompts:
+        prompts = probe_prompts(self.prompts, self.max_tokens)
+        if not prompts:
             return
-        worst: Gap | None = None
-        for member in self._usable():
-            gap = await self._gap(member, policy, session)
+        gaps: list[Gap] = []
+
+        async def probe(member: Member) -> None:
+            gap = await self._gap(self.client(member, session), policy, prompts)
             if gap.over(self.limit) > HARD_FACTOR:
                 raise ServerError(
                     f"the server at {member.url} draws from another policy than the trainer's: |Δ log-prob| {gap}, "
                     f"where rounding explains {self.limit:g}: look for another temperature, dtype, chat template or "
                     "weights on the server; sampler.max_gap sets the limit"
                 )
-            worst = gap if worst is None or gap.over(self.limit) > worst.over(self.limit) else worst
-        assert worst
+            gaps.append(gap)
+
+        await self._each(session, probe)
+        worst = max(gaps, key=lambda gap: gap.over(self.limit))
         self._metrics |= {"sync/gap_mean": worst.mean, "sync/gap_q99": worst.quantile}
         was, self.correct = self.correct, worst.over(self.limit) > 1
         if self.correct and not was:
@@ -242,9 +312,7 @@ class Fleet:
                 f"({self.limit:g}): truncated importance weights make up for it (learn.importance)"
             )
 
-    async def _gap(self, member: Member, policy: Policy, session: "ClientSession") -> Gap:
-        client = self.client(member, session)
-
+    async def _gap(self, client: Client, policy: Policy, prompts: Sequence[tuple[int, ...]]) -> Gap:
         async def draw(prompt: tuple[int, ...], tokens: int) -> tuple[list[int], list[float]]:
             drawn = await client.generate(
                 prompt,
@@ -259,8 +327,8 @@ class Fleet:
 
         # Log-probs of a prompt would not do: they are computed without what the server remembers of it. So the first
         # round leaves the prompts there, and the second one is drawn on top of them.
-        await asyncio.gather(*(draw(prompt, 1) for prompt in self.prompts))
-        drawn = await asyncio.gather(*(draw(prompt, PROBE_TOKENS) for prompt in self.prompts))
+        await together(draw(prompt, 1) for prompt in prompts)
+        drawn = await together(draw(prompt, PROBE_TOKENS) for prompt in prompts)
         differences = [
             np.array(theirs) - own_logprobs(policy, ids, len(ids) - len(theirs), self.temperature)
             for ids, theirs in drawn

@@ -2,10 +2,20 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """What coroutines return, in their order. The first one that raises says it; the others are cancelled for it."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except BaseExceptionGroup as problems:
+        raise problems.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 class EventLoop:
@@ -32,9 +42,7 @@ class EventLoop:
 
 def _beside_any_loop(work: Callable[[], None]) -> None:
     """Do work that runs an event loop: in a thread of its own where somebody's loop runs here (a notebook)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if asyncio._get_running_loop() is None:
         return work()
     problems: list[BaseException] = []
 

@@ -11,19 +11,17 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import numpy as np
 
 from unbraid.chat.types import Mode
-from unbraid.errors import ModelError, ServerError
+from unbraid.errors import ModelError
 from unbraid.policy import Policy
 from unbraid.rollout.context import Drawn
 from unbraid.rollout.fleet import Fleet, Member
 from unbraid.rollout.trajectory import Finish
-from unbraid.vllm.client import Client, UnavailableError, open_session
+from unbraid.vllm.client import Client, open_session
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
 
 T = TypeVar("T")
-PAUSE = 0.5
-"""Seconds before a response is tried again; each further attempt waits twice as long."""
 
 
 class ServedContext:
@@ -100,6 +98,7 @@ class ServedSampler:
             for choice in self._choices.values():
                 choice.cancel()
             await asyncio.gather(*self._choices.values(), return_exceptions=True)
+            await self.fleet.settle()
             await self.fleet.rest(self._session)
         finally:
             await self._session.close()
@@ -121,13 +120,13 @@ class ServedSampler:
     async def _respond(self, context: ServedContext, key: np.uint64, mode: Mode, budget: int) -> Drawn:
         format = self.policy.format
         ids, prefix = list(context.ids), format.modes.of(mode)[:budget]
+        if len(ids) + max(budget, 1) > self.fleet.max_tokens:
+            raise ModelError(
+                f"a context of {len(ids)} tokens and a response of up to {max(budget, 1)} outgrow the servers' longest "
+                f"context of {self.fleet.max_tokens}: shorten the prompt or the observations, or lower max_new_tokens"
+            )
         if not ids or budget < 1:
             raise ModelError("a response needs a context of at least one token and a budget of at least one")
-        if len(ids) + budget > self.fleet.max_tokens:
-            raise ModelError(
-                f"a context of {len(ids)} tokens and a response of up to {budget} outgrow the servers' longest context "
-                f"of {self.fleet.max_tokens}: shorten the prompt or the observations, or lower max_new_tokens"
-            )
         # One question per distinct context; the answer also leaves the prompt's keys and values for all its samples.
         choice = await self._choice(context, ids)
         drawn, logprobs, stopped = list(prefix), [0.0] * len(prefix), False
@@ -181,24 +180,18 @@ class ServedSampler:
         return await asyncio.shield(self._choices[place])
 
     async def _ask(self, context: ServedContext, work: Callable[[Client], Awaitable[T]]) -> T:
-        """The answer of the context's server; of another one where that fails."""
-        assert self._session
-        attempts = self.fleet.config.retries + 1
-        for attempt in range(attempts):
-            member = context._member
-            try:
-                return await work(self.fleet.client(member, self._session))
-            except UnavailableError as problem:
-                if attempt + 1 == attempts:
-                    raise ServerError(f"{problem}; given up after {attempts} attempts (sampler.retries)") from problem
-                await asyncio.sleep(PAUSE * 2**attempt)
-                await self.fleet.revive(member, self._session, str(problem))
-                self._move(context)
-        raise AssertionError("unreachable")
+        """The answer of the context's server; of another one where that is lost."""
+        session = self._session
+        assert session
+        return await self.fleet.ask(
+            lambda: self._place(context), session, lambda member: work(self.fleet.client(member, session))
+        )
 
-    def _move(self, context: ServedContext) -> None:
-        """Off a server that is lost."""
-        if context._member.lost and context._open:
-            context._member.busy -= 1
-            context._member = self.fleet.choose()
-            context._member.busy += 1
+    def _place(self, context: ServedContext) -> Member:
+        """The context's server; another one from now on if that is lost. A question outlives the context it is for."""
+        if context._member.lost:
+            lost, context._member = context._member, self.fleet.choose()
+            if context._open:
+                lost.busy -= 1
+                context._member.busy += 1
+        return context._member

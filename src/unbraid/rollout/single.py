@@ -1,6 +1,5 @@
 """Single responses from any sampler of contexts: a `Sampler` like the local one."""
 
-import asyncio
 import math
 from collections.abc import Sequence
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from unbraid.chat.format import ChatFormat
 from unbraid.chat.types import Mode
 from unbraid.rollout.context import ContextSampler, Drawn, OpenSampler
-from unbraid.rollout.loop import EventLoop
+from unbraid.rollout.loop import EventLoop, together
 from unbraid.rollout.randomness import stream_key
 from unbraid.rollout.trajectory import Finish, Request, Trajectory
 from unbraid.tokens import Provenance
@@ -41,12 +40,7 @@ class SingleSampler:
 
         async def every() -> list[Trajectory]:
             async with self.open_sampler(temperature) as sampler:
-                try:
-                    async with asyncio.TaskGroup() as group:
-                        drawing = [group.create_task(one(sampler, request)) for request in requests]
-                except BaseExceptionGroup as problems:  # the first one says it; the others were cancelled for it
-                    raise problems.exceptions[0] from None
-            return [task.result() for task in drawing]
+                return await together(one(sampler, request) for request in requests)
 
         return self._loop.run(every)
 

@@ -1,6 +1,5 @@
 """Starting the servers of a run, or taking those that run already; checks of what vLLM could not do come first."""
 
-import asyncio
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +12,8 @@ from unbraid.policy import ModelConfig, Policy
 from unbraid.policy.policy import resolve_path
 from unbraid.rollout.config import SamplerConfig
 from unbraid.rollout.fleet import Fleet, Member
-from unbraid.rollout.loop import EventLoop
-from unbraid.rollout.probe import probe_prompts
-from unbraid.vllm.client import Client, UnavailableError, open_session
+from unbraid.rollout.loop import EventLoop, together
+from unbraid.vllm.client import Client, open_session
 from unbraid.vllm.flags import LORA_RANKS, Sampled, sampling_flags
 from unbraid.vllm.installation import SUPPORTED, Installation, find_vllm, is_supported
 from unbraid.vllm.server import Server, ServerSpec, start_server, start_servers, stop_servers
@@ -55,11 +53,11 @@ def run_fleet(
     weights = folder / "weights"
     shutil.rmtree(weights, ignore_errors=True)
     weights.mkdir(parents=True)
-    fleet = Fleet([], config, weights, model.dtype, max_tokens, probe_prompts(prompts, max_tokens), temperature)
+    fleet = Fleet([], config, weights, model.dtype, max_tokens, prompts, temperature)
     try:
         if config.urls:
             fleet.members = [Member(url.rstrip("/")) for url in config.urls]
-            fleet.max_tokens = min(max_tokens, _longest(config))
+            fleet.shorten(_longest(config))
         else:
             _start(fleet, policy, model, folder, announce)
         yield fleet
@@ -146,18 +144,19 @@ def _longest(config: SamplerConfig) -> int:
 
     async def ask() -> list[tuple[str, int]]:
         async with open_session() as session:
-            return await asyncio.gather(*(Client(url, session).facts() for url in config.urls))
+            return await together(Client(url, session).facts() for url in config.urls)
 
     loop = EventLoop()
     try:
         facts = loop.run(ask)
-    except UnavailableError as problem:
-        raise ServerError(f"sampler.urls: {problem}") from problem
+    except ServerError as problem:
+        raise ServerError(f"sampler.urls: {problem}: give addresses where vLLM answers") from problem
     finally:
         loop.close()
     for url, (version, _) in zip(config.urls, facts, strict=True):
         if not is_supported(version):
             raise ServerError(
-                f"{url} is vLLM {version}: supported are {SUPPORTED[0]} up to, but not with, {SUPPORTED[1]}"
+                f"sampler.urls: {url} is vLLM {version}: supported are {SUPPORTED[0]} up to, but not with, "
+                f"{SUPPORTED[1]}: start one of those there"
             )
     return min(longest for _, longest in facts)

@@ -13,12 +13,22 @@ if TYPE_CHECKING:
 
 ADMIN_SECONDS = 600.0
 """Longest wait for anything but a response: weights of a large model take their time."""
+NO_LOGPROB = -9999.0
+"""What vLLM writes for −inf and NaN."""
 MOST_QUOTED = 300
 """Characters of a server's complaint that are passed on."""
 
 
 class UnavailableError(ServerError):
     """No answer, or one that says nothing about the request: the same request may succeed elsewhere, or later."""
+
+
+class RefusedError(ServerError):
+    """The server understood and said no: asking again is of no use. `status`: of HTTP, 4xx."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,8 @@ class Client:
             raise ServerError(f"{self.url}: the answer has no {error}: is it a vLLM of a supported version?") from error
         if not drawn or len(drawn) != len(logprobs):
             raise ServerError(f"{self.url}: {len(drawn)} tokens came with {len(logprobs)} log-probs")
+        if not min(logprobs) > NO_LOGPROB:
+            raise ServerError(f"{self.url}: a token was drawn without a log-prob: the model computes NaN, or overflows")
         return Generated(drawn, logprobs, reason == "stop")
 
     async def next_logprobs(
@@ -139,11 +151,20 @@ class Client:
 
     async def load_adapter(self, name: str, folder: str) -> None:
         """Make an adapter known under a name that was never used before. Raises as `generate` does."""
-        await self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder}, ADMIN_SECONDS)
+        try:
+            await self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder}, ADMIN_SECONDS)
+        except RefusedError as problem:
+            # The name is new, so it was an earlier attempt, whose answer did not arrive, that loaded it.
+            if "already been loaded" not in str(problem):
+                raise
 
     async def unload_adapter(self, name: str) -> None:
-        """Forget an adapter. Raises as `generate` does."""
-        await self._post("/v1/unload_lora_adapter", {"lora_name": name}, ADMIN_SECONDS)
+        """Forget an adapter, if it is there. Raises as `generate` does."""
+        try:
+            await self._post("/v1/unload_lora_adapter", {"lora_name": name}, ADMIN_SECONDS)
+        except RefusedError as problem:
+            if problem.status != 404:  # a server that was started again never had it
+                raise
 
     async def load_weights(self, folder: str) -> None:
         """Replace all weights by those in a folder that the server can read. Raises as `generate` does.
@@ -205,7 +226,7 @@ class Client:
         complaint = f"{self.url}{path}: {response.status}: {_said(content)}"
         # A dead engine answers 500, a server that is starting or overloaded 503 or 429.
         may_pass = response.status >= 500 or response.status == 429
-        raise UnavailableError(complaint) if may_pass else ServerError(complaint)
+        raise UnavailableError(complaint) if may_pass else RefusedError(complaint, response.status)
 
 
 def _said(content: Any) -> str:

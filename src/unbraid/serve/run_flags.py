@@ -256,7 +256,7 @@ def base_of(model: ModelConfig) -> str:
 
 
 def model_config(run_dir: str | Path, recipe: Served) -> dict[str, Any]:
-    """The config.json of the model that a run serves: its own, or that of its adapter's base; empty if it is not here."""
+    """The config.json of the model that a run serves: its own, or its adapter's base's; empty if it is not here."""
     final = Path(run_dir) / "final"
     return read_json(final / "config.json") or _config_of(base_of(recipe.model))
 

@@ -27,7 +27,7 @@ TIERS = (
     ("interference", "evaluate"),
     ("report", "serve"),
     ("recipe",),
-    ("prepare",),
+    ("prepare", "preflight"),
     ("label",),
     ("run",),
     ("doctor",),

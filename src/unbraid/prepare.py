@@ -161,18 +161,22 @@ def open_fleet(recipe: Recipe, policy: Policy, tasks: Sequence[Task], folder: Pa
     if recipe.sampler.engine == "local":
         yield None
         return
-    rollout = recipe.rollout
-    single = recipe.data.max_prompt_tokens + rollout.max_new_tokens
     with run_fleet(
         policy,
         recipe.model,
         recipe.sampler,
         folder,
-        max_tokens=recipe.environment.tokens if recipe.environment else single,
+        max_tokens=longest_context(recipe),
         prompts=[policy.format.prompt_ids(task.messages, task.tools) for task in tasks[:PROBE_FROM]],
-        temperature=rollout.temperature,
+        temperature=recipe.rollout.temperature,
     ) as fleet:
         yield fleet
+
+
+def longest_context(recipe: Recipe) -> int:
+    """Tokens of the longest context that the recipe can ask for."""
+    single = recipe.data.max_prompt_tokens + recipe.rollout.max_new_tokens
+    return recipe.environment.tokens if recipe.environment else single
 
 
 @dataclass

@@ -10,6 +10,7 @@ from rich.console import Console
 from unbraid.chat.checks import Finding
 from unbraid.doctor.environments import MAX_TASKS, check_environment
 from unbraid.doctor.rewards import check_reward
+from unbraid.doctor.servers import check_servers
 from unbraid.doctor.start import (
     check_constraints,
     check_cost,
@@ -55,6 +56,8 @@ def diagnose(recipe: Recipe, console: Console | None = None, run_dir: str | Path
     visit.check("overlap", lambda: check_overlap(tasks))
     visit.check("warm-up", lambda: check_warmup_answers(recipe, policy, tasks.warmup))
     visit.check("chat", lambda: check_conversations(policy, tasks))
+    if recipe.sampler.engine == "vllm":
+        visit.check("servers", lambda: check_servers(recipe, policy, tasks))
     if acts_in:
         visit.check("environment", lambda: check_environment(acts_in, spread(tasks.train, MAX_TASKS)))
     else:

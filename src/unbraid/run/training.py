@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 
 from unbraid.errors import DataError
 from unbraid.evaluate.evaluate import EvaluateConfig, evaluate, spread
@@ -18,13 +19,23 @@ from unbraid.learn.schedule import epochs
 from unbraid.learn.supervised import SupervisedTrainer, labels_to_examples
 from unbraid.learn.trainer import Training
 from unbraid.policy import Policy, load_policy
-from unbraid.prepare import Respond, TaskSets, load_tasks, make_environment, open_fleet, roll_of
+from unbraid.preflight import memory_budget
+from unbraid.prepare import (
+    Respond,
+    TaskSets,
+    load_tasks,
+    longest_context,
+    make_environment,
+    open_fleet,
+    roll_of,
+)
 from unbraid.recipe import Recipe
 from unbraid.rollout.fleet import Fleet
 from unbraid.rollout.scoring import Roll
 from unbraid.rollout.trajectory import Trajectory
 from unbraid.run.folder import claim, refuse_other_runs, replace_folder, write_scores
 from unbraid.tasks.task import Task
+from unbraid.vllm.budget import refuse
 
 Progress = Callable[[str, int, int, dict[str, Any]], None]
 """Called as (stage, steps done, steps in all, metrics) after every step of a stage."""
@@ -54,6 +65,10 @@ def train(recipe: Recipe, run_dir: str | Path, resume: bool = False, progress: P
     (run_dir / "tasks.txt").write_text(tasks.books + "\n")
     if recipe.warmup:
         warm_up(recipe, policy, tasks.warmup, run_dir, progress)
+    if recipe.sampler.engine == "vllm":
+        planned = memory_budget(recipe, policy, tasks.train, longest_context(recipe))
+        Console(stderr=True).print(planned.table())
+        refuse(planned)
     with open_fleet(recipe, policy, tasks.train, run_dir / "servers") as fleet:
         respond = Respond(policy, roll_of(recipe, policy, acts_in, fleet), recipe.seed)
         _learn(recipe, policy, tasks, respond, fleet, run_dir, progress)

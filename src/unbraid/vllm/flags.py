@@ -64,7 +64,7 @@ def sampling_flags(what: Sampled, further: Sequence[str] = ()) -> tuple[list[str
         flags.append("--enable-sleep-mode")
         environment["VLLM_SERVER_DEV_MODE"] = "1"
     if what.cpu:
-        environment["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, math.ceil(what.memory)))
+        environment["VLLM_CPU_KVCACHE_SPACE"] = str(cpu_gib(what.memory))
         # Choice: trainer and servers share the cores; bound threads would queue behind each other on the same ones.
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         if what.seeded:
@@ -77,6 +77,11 @@ def sampling_flags(what: Sampled, further: Sequence[str] = ()) -> tuple[list[str
             if (many := len(what.devices.split(","))) > 1:
                 flags.append(f"--tensor-parallel-size={many}")
     return [*flags, *further], environment
+
+
+def cpu_gib(memory: float) -> int:
+    """GiB of keys and values of a server on a CPU: vLLM takes whole ones, at least one."""
+    return max(1, math.ceil(memory))
 
 
 def lora_rank(rank: int) -> int:

@@ -1,0 +1,56 @@
+"""Before the first step: what trainer and vLLM servers take of this machine's memory, and whether that fits."""
+
+import os
+from collections.abc import Sequence
+
+import torch
+
+from unbraid.policy import Policy
+from unbraid.policy.memory import (
+    TrainingMemory,
+    batch_shape,
+    episode_shape,
+    model_shape,
+    smaller,
+    training_memory,
+)
+from unbraid.recipe import Recipe
+from unbraid.tasks.task import Task
+from unbraid.vllm.budget import Budget, Servers, Trainer, budget, devices_here
+from unbraid.vllm.flags import cpu_gib
+
+
+def memory_budget(recipe: Recipe, policy: Policy, tasks: Sequence[Task], max_tokens: int) -> Budget:
+    """Who takes what of every device in every phase; the servers' part is empty where they run elsewhere.
+
+    Args:
+        tasks: their prompts decide how large a micro-batch of single responses can get.
+        max_tokens: longest context of a server.
+    """
+    sampler, shape, kl = recipe.sampler, model_shape(policy.model, recipe.model), recipe.learn.kl > 0
+    device = "cuda" if policy.device.type == "cuda" else "cpu"
+    if recipe.environment:
+        batch = episode_shape(recipe.learn.micro_batch, recipe.environment.tokens)
+    else:
+        lengths = [len(policy.format.prompt_ids(task.messages, task.tools)) for task in tasks]
+        batch = batch_shape(recipe.learn.micro_batch, recipe.rollout.max_new_tokens, max(lengths), min(lengths))
+
+    def trainer(memory: TrainingMemory) -> Trainer:
+        return Trainer(str(policy.device), memory.always(), memory.learning())
+
+    servers = Servers(
+        devices=() if sampler.urls else sampler.devices,
+        memory=sampler.memory if device == "cuda" else cpu_gib(sampler.memory),
+        sleep=sampler.sleep,
+        weights=shape.weights,
+        layers=shape.layers,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        itemsize=shape.itemsize,
+        tokens=max_tokens,
+    )
+    less = [(said, trainer(memory)) for said, memory in smaller(shape, batch, kl=kl, device=device)]
+    hidden = bool(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return budget(
+        devices_here(torch), trainer(training_memory(shape, batch, kl=kl, device=device)), servers, less, hidden
+    )

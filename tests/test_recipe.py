@@ -204,3 +204,15 @@ def test_fingerprint_ignores_what_no_checkpoint_depends_on(base, override):
 )  # fmt: skip
 def test_fingerprint_covers_what_a_checkpoint_depends_on(base, override):
     assert load_recipe([base]).fingerprint() != load_recipe([base], [override]).fingerprint()
+
+
+def test_a_section_may_be_given_by_its_first_key(tmp_path):
+    (tmp_path / "one.yaml").write_text("extends: calls\nsampler: vllm\n")
+    (tmp_path / "two.yaml").write_text("sampler: {memory: 2}\n")
+    layers = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
+    both = load_recipe(layers, ["sampler.retries=5", "sampler=vllm", "sampler.seconds=9"]).sampler
+    assert (both.engine, both.memory, both.retries, both.seconds) == ("vllm", 2, 5, 9)
+    assert load_recipe(layers, ["sampler=local"]).sampler.engine == "local"
+    assert load_recipe(layers, ["sampler={engine: local}"]).sampler.memory == 0.4
+    with pytest.raises(RecipeError, match="sampler"):
+        load_recipe(["calls"], ["sampler=sglang"])

@@ -24,6 +24,8 @@ from unbraid.rollout.config import EnvironmentConfig, RolloutConfig, SamplerConf
 from unbraid.tasks.reward import RewardConfig
 
 SHIPPED = Path(__file__).parent / "recipes"
+SHORT = {"sampler": "engine"}
+"""Sections that may be given by one of their keys alone: `sampler: vllm` is `sampler: {engine: vllm}`."""
 _ALTERNATIVE = re.compile(r"[A-Z]|.*\[|(?:float|int|str|bool)$")
 """How pydantic names the alternatives of a union in the path of an error."""
 
@@ -134,6 +136,9 @@ def _read(layer: str | Path, base: Path, above: tuple[Path, ...] = ()) -> dict[s
         raise RecipeError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}): correct it") from error
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: holds {type(content).__name__}, not a mapping: a recipe is `key: value` lines")
+    for section, key in SHORT.items():
+        if isinstance(content.get(section), str):
+            content[section] = {key: content[section]}
     extends = content.pop("extends", None) or []
     parents = [extends] if isinstance(extends, str) else extends
     if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents):
@@ -165,7 +170,7 @@ def _override(recipe: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(f"override '{override}': write key=value, for instance learn.steps=20")
-    *parents, last = key.split(".")
+    *parents, last = f"{key}.{SHORT[key]}".split(".") if key in SHORT and "{" not in text else key.split(".")
     place: Any = recipe
     for part in parents:
         if isinstance(place, list):

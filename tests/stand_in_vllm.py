@@ -49,7 +49,7 @@ class StandIn:
         asked: (path with query, body) of every request so far.
         busy, busiest: responses on their way now, and most of them at once.
         noise: added to every log-prob it tells. factor: of the temperature, 1.0 is honest. stale: new adapters get the
-        weights of the last one. tells: what /version answers.
+        weights of the last one; they take `loading` seconds. tells: what /version answers.
     """
 
     def __init__(self, model: Any, *troubles: Trouble, max_tokens: int = 256, seconds: float = 0.0):
@@ -58,6 +58,7 @@ class StandIn:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.busy = self.busiest = 0
         self.noise, self.factor, self.stale, self.tells = 0.0, 1.0, False, "0.32.0"
+        self.loading = 0.0
         self.adapters: dict[str, Any] = {}
         self._last_adapter: Any = None
         self._remembered: dict[tuple[str, str, tuple[int, ...]], Any] = {}
@@ -147,6 +148,8 @@ class StandIn:
             return _error(trouble.status, "EngineCore encountered an issue.\nSee stack trace (above).")
         if trouble and trouble.kind == "garbage":
             return web.Response(text='{"choices": [', content_type="application/json")
+        if request.path == "/v1/load_lora_adapter":
+            await asyncio.sleep(self.loading)
         if request.path != GENERATE:
             return self._manage(request, body)
         self.busy += 1

@@ -214,7 +214,7 @@ def test_passing_trouble_is_waited_out(tmp_path, server, trouble):
     assert_the_trainers(policy, found, 1.0)
     assert not trouble.times and not fleet.notes()
     asked = len(server.bodies()) - before
-    assert asked == 3 + len(requests) + 3 or trouble.kind == "hang" and asked > 3 + len(requests) + 3
+    assert asked == 3 + len(requests) + 3 or (trouble.kind == "hang" and asked > 3 + len(requests) + 3)
 
 
 @pytest.mark.parametrize(("status", "attempts", "says"), [(500, 3, "given up after 3 attempts"), (400, 1, "400")])

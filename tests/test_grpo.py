@@ -7,6 +7,7 @@ import pytest
 import torch
 from policies import sampled_batch, tiny_policy
 
+from unbraid.chat.types import Mode
 from unbraid.learn.advantages import group_advantages
 from unbraid.learn.constraint import Adaptive, Constraint, ConstraintConfig
 from unbraid.learn.grpo import LearnConfig, make_optimiser, update
@@ -96,7 +97,21 @@ def test_skipping_dead_groups_changes_nothing_but_time(world: tuple, constraints
     assert skipped[0]["dead_groups"] >= 4 / 6
     for metrics, _, _ in (full, skipped):  # measured over what is scored
         assert metrics.pop("sampler_gap/mean") < metrics.pop("sampler_gap/q99") < 1e-5
+        for key in ("learn/entropy", "learn/entropy/think", "learn/entropy/no_think"):
+            del metrics[key]
     assert_same(full, skipped)
+
+
+def test_the_entropy_of_what_was_learned_from_is_the_samplers(world: tuple):
+    """The sampler's own entropies are of the same weights; a sampler that tells none is made up for by these."""
+    policy, trajectories, groups = world
+    metrics = run(policy, trajectories, groups, skip_dead=False, micro_batch=5)[0]
+    entropies = np.concatenate([t.entropies[t.sampled] for t in trajectories])
+    assert metrics["learn/entropy"] == pytest.approx(entropies.mean(), rel=1e-4)
+    for mode in (Mode.THINK, Mode.NO_THINK):
+        own = [t.entropies[t.sampled] for t in trajectories if t.mode is mode]
+        found = metrics[f"learn/entropy/{mode}"]
+        assert found == pytest.approx(np.concatenate(own).mean(), rel=1e-4) if own else np.isnan(found)
 
 
 def test_gradient_is_that_of_the_written_objective(world: tuple):

@@ -64,6 +64,7 @@ def test_a_run_trains_from_servers_and_goes_on_after_it_was_killed(tmp_path, bas
     assert [row["step"] for row in rows] == [1, 2] and len(scores) == 1
     for row in rows:
         assert row["seconds/sync"] > 0 and row["seconds/sync_probe"] > 0
+        assert row["entropy"] > 0.1  # the trainer's: servers tell none
         assert 0 < row["sync/gap_mean"] < 3e-5 and 0 < row["sampler_gap/mean"] < 3e-5
     assert not [note for note in read_notes(tmp_path / "run") if "server" in note["message"]]
     # Weights went out for each step, for the step that was taken again, and for what was evaluated in between.

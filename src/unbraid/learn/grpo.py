@@ -6,7 +6,7 @@ whose log-probs are not the trainer's is made up for (`importance`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -129,7 +129,7 @@ def update(
         setting["lr"] = rate
     sums = dict.fromkeys(SUMS, 0.0)
     logged: dict[str, float] = {}
-    seen: list[torch.Tensor] = []
+    seen = Seen()
     for turn, rows in enumerate(rounds):
         # After the first step the weights have moved; with correction those before are known all the same, and each
         # token is counted in the first epoch only.
@@ -140,10 +140,33 @@ def update(
             logged.update(constraint.update(progress=(step + (turn + 1) / len(rounds)) / config.steps))
     dead = [g for g in np.unique(groups) if not advantages[groups == g].any()]
     metrics = {**sums, "lr": rate, "dead_groups": len(dead) / len(np.unique(groups)), **logged}
-    metrics |= mismatch_metrics(torch.cat(seen), cap) if seen else {}
+    metrics |= seen.metrics(cap)
     if not config.kl:
         del metrics["kl"]
     return Update(metrics, _why_nothing(rewards, advantages, constraints, config))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the trainer found of sampled tokens with the weights that sampled them, (n,) per micro-batch.
+
+    gaps: its log-probs minus the sampler's. entropies: nats. modes: of the response, as in `TokenBatch.mode`.
+    """
+
+    gaps: list[torch.Tensor] = field(default_factory=list)
+    entropies: list[torch.Tensor] = field(default_factory=list)
+    modes: list[torch.Tensor] = field(default_factory=list)
+
+    def metrics(self, cap: float | None) -> dict[str, float]:
+        """The gap, and `learn/entropy`, a mean over tokens, by mode too; nothing if nothing was seen."""
+        if not self.gaps:
+            return {}
+        entropies, modes = torch.cat(self.entropies), torch.cat(self.modes)
+        found = {"learn/entropy": float(entropies.mean())}
+        for mode in (Mode.THINK, Mode.NO_THINK):
+            own = entropies[modes == MODES.index(mode)]
+            found[f"learn/entropy/{mode}"] = float(own.mean()) if len(own) else float("nan")
+        return mismatch_metrics(torch.cat(self.gaps), cap) | found
 
 
 @dataclass(frozen=True)
@@ -176,7 +199,7 @@ class _Work:
 
 
 def _optimiser_step(
-    work: _Work, rows: np.ndarray, optimiser: torch.optim.Optimizer, seen: list[torch.Tensor] | None
+    work: _Work, rows: np.ndarray, optimiser: torch.optim.Optimizer, seen: "Seen | None"
 ) -> dict[str, float]:
     """Gradients over all micro-batches of one minibatch, then one step."""
     policy, config, modes = work.policy, work.config, work.policy.format.modes
@@ -244,7 +267,7 @@ def micro_batch_loss(
     *,
     cap: float | None = None,
     before: torch.Tensor | None = None,
-    seen: list[torch.Tensor] | None = None,
+    seen: "Seen | None" = None,
 ) -> torch.Tensor:
     """This micro-batch's share of the loss: policy term + KL − entropy bonuses; adds what to log to `sums`.
 
@@ -252,13 +275,15 @@ def micro_batch_loss(
         cap: of the importance weights on the policy term; None takes the sampler's log-probs for the old policy's.
         before: (B, L), the trainer's log-probs before the update; None if no weight has moved since: then they are
             those of this forward pass.
-        seen: gets the trainer's log-probs before the update minus the sampler's, (n,) of sampled tokens.
+        seen: gets what a forward pass with the weights that sampled says of the sampled tokens.
     """
     scores = score_tokens(policy.model, batch, temperature, policy.format.modes.choice_ids)
     weights = token_weights(batch, config.averaging, totals.samples, totals.tokens, config.mode_weight)
     before = scores.logprobs.detach() if before is None else before.to(scores.logprobs.dtype)
     if seen is not None:
-        seen.append((before - batch.old_logprobs)[batch.sampled])
+        seen.gaps.append((before - batch.old_logprobs)[batch.sampled])
+        seen.entropies.append(scores.entropy.detach()[batch.sampled])
+        seen.modes.append(batch.mode[batch.sampled])
     old = batch.old_logprobs if cap is None else before
     terms, clipped = policy_terms(scores.logprobs, old, batch.advantages, config.clip_low, config.clip_high)
     if cap is not None:

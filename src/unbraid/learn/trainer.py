@@ -132,6 +132,10 @@ class Training:
                 correct=self.served is not None and self.served.correct,
             )
         metrics = rollout_metrics(trajectories) | result.metrics
+        for name in [name for name in metrics if name.startswith("learn/entropy")]:
+            learned, drawn = metrics.pop(name), name.removeprefix("learn/")
+            # Servers do not tell entropies: those that the trainer found of what it learned from are the next best.
+            metrics[drawn] = metrics[drawn] if math.isfinite(metrics[drawn]) else learned
         if result.nothing:
             log.note(result.nothing, step + 1)
         if unread := unread_warning(metrics, step + 1):

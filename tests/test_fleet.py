@@ -177,6 +177,7 @@ def test_every_server_gets_them(tmp_path):
         with fleet_at(tmp_path, policy, one, two) as fleet:
             assert_the_trainers(policy, roll(fleet, policy, 6), 1.0)
         assert len(one.bodies("/update_weights")) == len(two.bodies("/update_weights")) == 1
+        assert len(one.questions()) == len(two.questions()) == 3  # one for each of six prompts
         assert {body["cache_salt"] for server in (one, two) for body in server.bodies()} == {fleet.salt}
 
 

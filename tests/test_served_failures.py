@@ -104,7 +104,7 @@ def test_nobody_asks_a_server_before_it_has_the_weights(tmp_path, starts):
         return server
 
     async def play(sampler: Any) -> tuple[list[int], Drawn]:
-        first, second = await sampler.open([1, 5, 7]), await sampler.open([1, 5, 7])
+        first, second = await sampler.open([1, 5, 7]), await sampler.open([1, 5, 9])
         asking = asyncio.create_task(first.respond(np.uint64(0), Mode.AUTO, 3))
         while not (start.servers and start.servers[0].asked):
             await asyncio.sleep(0.01)

@@ -313,8 +313,8 @@ def test_gaps():
 
 
 def test_the_probe_asks_the_longest_prompts_that_leave_room():
-    prompts = [[1] * length for length in (5, 30, 9, 9, 40, 50, 20, 12)]
-    assert [len(p) for p in probe_prompts(prompts, 50 + PROBE_TOKENS - 1)] == [40, 30, 20, 12]
+    prompts = [[1] * length for length in (5, 30, 9, 9, 40, 50, 20, 12, 31, 32, 33, 34)]
+    assert [len(p) for p in probe_prompts(prompts, 50 + PROBE_TOKENS - 1)] == [40, 34, 33, 32, 31, 30, 20, 12]
     assert probe_prompts(prompts, PROBE_TOKENS) == []
 
 
@@ -351,3 +351,13 @@ def test_addresses_where_no_vllm_is_are_one_line(tmp_path, server):
     assert "/version" in one_line(tmp_path, server)
     server.tells = "0.31.2"
     assert "is vLLM 0.31.2: supported are 0.32" in one_line(tmp_path, server)
+
+
+def test_servers_that_go_on_without_the_run_are_left_as_they_were(tmp_path):
+    policy = tiny_policy(adapter=True)
+    with StandIn(tiny_policy().model) as one, StandIn(tiny_policy().model) as two:
+        with fleet_at(tmp_path, policy, one, two) as fleet:
+            roll(fleet, policy, 1)
+            assert one.adapters and two.adapters
+            two.stop()
+        assert not one.adapters

@@ -158,6 +158,24 @@ def test_an_episode_that_gives_up_leaves_no_server_behind(tmp_path, starts):
     assert_the_trainers(policy, draw(slow, policy, requests), 1.0)
 
 
+def test_a_server_that_is_started_again_is_probed_before_it_is_asked(tmp_path, starts):
+    """One that comes back with another temperature draws nothing for the run."""
+    policy = tiny_policy()
+    honest = starts(policy.model)
+
+    def start(number: int) -> Any:
+        server = honest(number)
+        server.factor = 1.5
+        return server
+
+    requests = requests_for(policy, calls_tasks(4), AGAIN)
+    with StandIn(policy.model, Trouble("die", after=30)) as first:
+        fleet = own_fleet(tmp_path, first, start)  # type: ignore[arg-type]
+        fleet.prompts = [request.prompt_ids for request in requests]
+        with pytest.raises(ServerError, match="no server is left .* draws from another policy"):
+            draw(fleet, policy, requests)
+
+
 def test_restarts_come_to_an_end(tmp_path, starts):
     policy = tiny_policy()
     start = starts(policy.model, *[lambda: [Trouble("die", after=4)]] * 9)

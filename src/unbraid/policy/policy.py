@@ -71,7 +71,10 @@ class Policy:
         return sum(p.numel() for p in self.model.parameters())
 
     def stamp(self) -> tuple[int, ...]:
-        """Another one after every write to a trained weight: whoever holds a copy of the policy compares stamps."""
+        """Another one after every write to a trained weight: whoever holds a copy of the policy compares stamps.
+
+        Writes that torch does not count are missed: those of `fused=True` optimisers, and through `.data`.
+        """
         return tuple(p._version for _, p in self.trainable())
 
     def freeze_reference(self) -> None:

@@ -83,6 +83,7 @@ class Fleet:
     _syncs: int = 0
     _restarts: int = 0
     _asleep: bool = False
+    _policy: Policy | None = None
     _metrics: dict[str, float] = field(default_factory=dict)
     _notes: list[str] = field(default_factory=list)
 
@@ -144,6 +145,7 @@ class Fleet:
         started = time.perf_counter()
         self._syncs += 1
         previous, self._salt = self._salt, f"{self._name}-{self._syncs}"
+        self._policy = policy
         self._save(policy)
         self._model = self._salt if policy.has_adapter else BASE
         await self._each(session, lambda member: self._load(member, session))
@@ -164,6 +166,14 @@ class Fleet:
         if self.config.sleep:
             await self._each(session, lambda member: self.client(member, session).sleep())
             self._asleep = True
+
+    async def leave(self, session: "ClientSession") -> None:
+        """Take the run's adapter off servers that go on without it; one that does not answer is left as it is."""
+        if self._model == BASE:
+            return
+        for member in self.members:
+            with suppress(ServerError):
+                await self.client(member, session).unload_adapter(self._model)
 
     async def settle(self) -> None:
         """Wait until no server is on its way back: those who asked for it may have given up."""
@@ -264,6 +274,9 @@ class Fleet:
         # Nobody is to ask it before it has the weights: it would answer from those that it started with.
         fresh = Member(member.server.url)
         await self._load(fresh, session)
+        prompts = probe_prompts(self.prompts, self.max_tokens)
+        if self._policy and prompts:
+            await self._gap(self.client(fresh, session), self._policy, prompts)
         member.url, member.version = fresh.url, fresh.version
 
     def choose(self) -> Member:
@@ -293,14 +306,7 @@ class Fleet:
         gaps: list[Gap] = []
 
         async def probe(member: Member) -> None:
-            gap = await self._gap(self.client(member, session), policy, prompts)
-            if gap.over(self.limit) > HARD_FACTOR:
-                raise ServerError(
-                    f"the server at {member.url} draws from another policy than the trainer's: |Δ log-prob| {gap}, "
-                    f"where rounding explains {self.limit:g}: look for another temperature, dtype, chat template or "
-                    "weights on the server; sampler.max_gap sets the limit"
-                )
-            gaps.append(gap)
+            gaps.append(await self._gap(self.client(member, session), policy, prompts))
 
         await self._each(session, probe)
         worst = max(gaps, key=lambda gap: gap.over(self.limit))
@@ -313,6 +319,8 @@ class Fleet:
             )
 
     async def _gap(self, client: Client, policy: Policy, prompts: Sequence[tuple[int, ...]]) -> Gap:
+        """What one server draws, against the trainer. Raises ServerError if it is from another policy."""
+
         async def draw(prompt: tuple[int, ...], tokens: int) -> tuple[list[int], list[float]]:
             drawn = await client.generate(
                 prompt,
@@ -320,7 +328,7 @@ class Fleet:
                 temperature=self.temperature,
                 max_tokens=tokens,
                 seed=None,
-                stop_ids=policy.format.stop_ids,
+                stop_ids=(),  # what follows the end of an answer has log-probs too
                 salt=self._salt,
             )
             return [*prompt, *drawn.ids], list(drawn.logprobs)
@@ -333,4 +341,11 @@ class Fleet:
             np.array(theirs) - own_logprobs(policy, ids, len(ids) - len(theirs), self.temperature)
             for ids, theirs in drawn
         ]
-        return Gap.of(np.concatenate(differences))
+        gap = Gap.of(np.concatenate(differences))
+        if gap.over(self.limit) > HARD_FACTOR:
+            raise ServerError(
+                f"the server at {client.url} draws from another policy than the trainer's: |Δ log-prob| {gap}, where "
+                f"rounding explains {self.limit:g}: look for another temperature, dtype, chat template or weights on "
+                "the server; sampler.max_gap sets the limit"
+            )
+        return gap

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from unbraid.policy import Policy
 
-PROBE_PROMPTS = 4
+PROBE_PROMPTS = 8
 PROBE_TOKENS = 24
 MEAN_LIMITS = {"float64": 5e-4, "float32": 5e-4, "bfloat16": 3e-2, "float16": 1e-2}
 """Choice: mean |Δ log-prob| in nats up to which rounding explains a gap, by dtype. In float32 the same weights give

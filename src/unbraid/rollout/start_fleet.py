@@ -2,10 +2,10 @@
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from unbraid.errors import ServerError
 from unbraid.policy import ModelConfig, Policy
@@ -14,12 +14,14 @@ from unbraid.rollout.config import SamplerConfig
 from unbraid.rollout.fleet import Fleet, Member
 from unbraid.rollout.loop import EventLoop, together
 from unbraid.vllm.client import Client, open_session
-from unbraid.vllm.flags import LORA_RANKS, Sampled, sampling_flags
+from unbraid.vllm.flags import LORA_RANKS, Sampled, refused_on_cpu, sampling_flags
 from unbraid.vllm.installation import SUPPORTED, Installation, find_vllm, is_supported
 from unbraid.vllm.server import Server, ServerSpec, start_server, start_servers, stop_servers
 
-CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""What vLLM's attention on CPUs takes; with another size its engine dies at the first request."""
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
+
+T = TypeVar("T")
 
 
 def tell(line: str) -> None:
@@ -62,6 +64,8 @@ def run_fleet(
             _start(fleet, policy, model, folder, announce)
         yield fleet
     finally:
+        if config.urls:
+            _at_once(fleet.leave)
         stop_servers(member.server for member in fleet.members if member.server)
         shutil.rmtree(weights, ignore_errors=True)
 
@@ -102,18 +106,13 @@ def refuse(policy: Policy, model: ModelConfig, installation: Installation) -> No
     Raises:
         ServerError: the first such thing, and what to do about it.
     """
-    config: Any = policy.model.config
     if model.dtype == "float64":
         raise ServerError("vLLM has no float64: set model.dtype to float32 or bfloat16, or sampler to local")
     if model.adapter and model.adapter.rank > LORA_RANKS[-1]:
         raise ServerError(f"model.adapter.rank is {model.adapter.rank}: vLLM takes ranks up to {LORA_RANKS[-1]}")
-    heads = getattr(config, "num_attention_heads", 0)
-    size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
-    if installation.backend == "cpu" and size and size not in CPU_HEAD_SIZES:
-        sizes = ", ".join(map(str, CPU_HEAD_SIZES))
-        raise ServerError(
-            f"the model's attention heads have {size} dimensions, and vLLM on a CPU takes {sizes}: set sampler to local"
-        )
+    config: Any = policy.model.config
+    if installation.backend == "cpu" and (problem := refused_on_cpu(config.to_dict())):
+        raise ServerError(f"{problem}: set sampler to local")
     if model.adapter and policy.added_rows:
         raise ServerError(
             f"the tokenizer has {policy.added_rows} tokens more than the model has rows: save the model once with rows "
@@ -142,17 +141,10 @@ def _longest(config: SamplerConfig) -> int:
         ServerError: one is not there, or of a version that is not supported.
     """
 
-    async def ask() -> list[tuple[str, int]]:
-        async with open_session() as session:
-            return await together(Client(url, session).facts() for url in config.urls)
-
-    loop = EventLoop()
     try:
-        facts = loop.run(ask)
+        facts = _at_once(lambda session: together(Client(url, session).facts() for url in config.urls))
     except ServerError as problem:
         raise ServerError(f"sampler.urls: {problem}: give addresses where vLLM answers") from problem
-    finally:
-        loop.close()
     for url, (version, _) in zip(config.urls, facts, strict=True):
         if not is_supported(version):
             raise ServerError(
@@ -160,3 +152,17 @@ def _longest(config: SamplerConfig) -> int:
                 f"{SUPPORTED[1]}: start one of those there"
             )
     return min(longest for _, longest in facts)
+
+
+def _at_once(work: Callable[["ClientSession"], Awaitable[T]]) -> T:
+    """The result of a few requests."""
+
+    async def inside() -> T:
+        async with open_session() as session:
+            return await work(session)
+
+    loop = EventLoop()
+    try:
+        return loop.run(inside)
+    finally:
+        loop.close()

@@ -172,7 +172,7 @@ def test_a_server_that_is_started_again_is_probed_before_it_is_asked(tmp_path, s
     with StandIn(policy.model, Trouble("die", after=30)) as first:
         fleet = own_fleet(tmp_path, first, start)  # type: ignore[arg-type]
         fleet.prompts = [request.prompt_ids for request in requests]
-        with pytest.raises(ServerError, match="no server is left .* draws from another policy"):
+        with pytest.raises(ServerError, match=r"no server is left .* draws from another policy"):
             draw(fleet, policy, requests)
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 
 import torch
+from rich.console import Console
 
 from unbraid.policy import Policy
 from unbraid.policy.memory import (
@@ -14,10 +15,44 @@ from unbraid.policy.memory import (
     smaller,
     training_memory,
 )
+from unbraid.prepare import longest_context
 from unbraid.recipe import Recipe
+from unbraid.rollout.start_fleet import refuse
 from unbraid.tasks.task import Task
 from unbraid.vllm.budget import Budget, Servers, Trainer, budget, devices_here
+from unbraid.vllm.budget import refuse as refuse_budget
 from unbraid.vllm.flags import cpu_gib
+from unbraid.vllm.installation import Installation, find_vllm
+
+
+def preflight(recipe: Recipe, policy: Policy, tasks: Sequence[Task], console: Console) -> None:
+    """Refuse a run that cannot sample from its servers, before anything is spent on it; nothing without servers.
+
+    Args:
+        console: gets the table of memory.
+
+    Raises:
+        ServerError: vLLM is not there, cannot serve the model, or there is too little memory.
+    """
+    if recipe.sampler.engine == "local":
+        return
+    find_servers(recipe, policy)
+    planned = memory_budget(recipe, policy, tasks, longest_context(recipe))
+    console.print(planned.table())
+    refuse_budget(planned)
+
+
+def find_servers(recipe: Recipe, policy: Policy) -> Installation | None:
+    """The vLLM that the recipe's servers are started with; None if they run already.
+
+    Raises:
+        ServerError: it is not there, or cannot serve the model.
+    """
+    if recipe.sampler.urls:
+        return None
+    installation = find_vllm(recipe.sampler.python, need_plugin=not policy.has_adapter)
+    refuse(policy, recipe.model, installation)
+    return installation
 
 
 def memory_budget(recipe: Recipe, policy: Policy, tasks: Sequence[Task], max_tokens: int) -> Budget:

@@ -5,11 +5,9 @@ from rich.console import Console
 from unbraid.chat.checks import Finding
 from unbraid.errors import ServerError
 from unbraid.policy import Policy
-from unbraid.preflight import memory_budget
+from unbraid.preflight import find_servers, memory_budget
 from unbraid.prepare import TaskSets, longest_context
 from unbraid.recipe import Recipe
-from unbraid.rollout.start_fleet import refuse
-from unbraid.vllm.installation import find_vllm
 
 
 def check_servers(recipe: Recipe, policy: Policy, tasks: TaskSets, console: Console | None = None) -> list[Finding]:
@@ -29,13 +27,13 @@ def check_servers(recipe: Recipe, policy: Policy, tasks: TaskSets, console: Cons
 
 
 def _installation(recipe: Recipe, policy: Policy) -> list[Finding]:
-    sampler = recipe.sampler
-    if sampler.urls:
-        return [Finding("ok", "servers", f"{len(sampler.urls)} that run already; they are asked when the run starts")]
     try:
-        installation = find_vllm(sampler.python, need_plugin=not policy.has_adapter)
-        refuse(policy, recipe.model, installation)
+        installation = find_servers(recipe, policy)
     except ServerError as problem:
         return [Finding("error", "servers", str(problem), "correct this first: the run would stop at its start")]
-    what = f"vLLM {installation.version} ({installation.backend}) of {installation.python}"
-    return [Finding("ok", "servers", f"{len(sampler.devices)} of {what}")]
+    if installation is None:
+        said = f"{len(recipe.sampler.urls)} that run already; they are asked when the run starts"
+    else:
+        what = f"vLLM {installation.version} ({installation.backend}) of {installation.python}"
+        said = f"{len(recipe.sampler.devices)} of {what}"
+    return [Finding("ok", "servers", said)]

@@ -19,12 +19,11 @@ from unbraid.learn.schedule import epochs
 from unbraid.learn.supervised import SupervisedTrainer, labels_to_examples
 from unbraid.learn.trainer import Training
 from unbraid.policy import Policy, load_policy
-from unbraid.preflight import memory_budget
+from unbraid.preflight import preflight
 from unbraid.prepare import (
     Respond,
     TaskSets,
     load_tasks,
-    longest_context,
     make_environment,
     open_fleet,
     roll_of,
@@ -35,7 +34,6 @@ from unbraid.rollout.scoring import Roll
 from unbraid.rollout.trajectory import Trajectory
 from unbraid.run.folder import claim, refuse_other_runs, replace_folder, write_scores
 from unbraid.tasks.task import Task
-from unbraid.vllm.budget import refuse
 
 Progress = Callable[[str, int, int, dict[str, Any]], None]
 """Called as (stage, steps done, steps in all, metrics) after every step of a stage."""
@@ -60,17 +58,15 @@ def train(recipe: Recipe, run_dir: str | Path, resume: bool = False, progress: P
     policy = load_policy(recipe.model, recipe.chat)
     acts_in = make_environment(recipe)
     tasks = load_tasks(recipe, policy, acts_in)
+    roll = roll_of(recipe, policy, acts_in)
+    preflight(recipe, policy, tasks.train, Console(stderr=True))
     # Only now: a recipe that cannot start leaves no folder behind that its correction would be refused.
     claim(run_dir, recipe)
     (run_dir / "tasks.txt").write_text(tasks.books + "\n")
     if recipe.warmup:
         warm_up(recipe, policy, tasks.warmup, run_dir, progress)
-    if recipe.sampler.engine == "vllm":
-        planned = memory_budget(recipe, policy, tasks.train, longest_context(recipe))
-        Console(stderr=True).print(planned.table())
-        refuse(planned)
     with open_fleet(recipe, policy, tasks.train, run_dir / "servers") as fleet:
-        respond = Respond(policy, roll_of(recipe, policy, acts_in, fleet), recipe.seed)
+        respond = Respond(policy, roll_of(recipe, policy, acts_in, fleet) if fleet else roll, recipe.seed)
         _learn(recipe, policy, tasks, respond, fleet, run_dir, progress)
         return evaluate_run(recipe, policy, tasks.test, run_dir, progress, roll=respond.roll)
 

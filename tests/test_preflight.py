@@ -4,6 +4,7 @@ from io import StringIO
 
 import pytest
 from rich.console import Console
+from stand_in_vllm import StandIn
 
 from unbraid import preflight
 from unbraid.doctor.servers import check_servers
@@ -13,7 +14,12 @@ from unbraid.prepare import load_tasks, longest_context
 from unbraid.recipe import load_recipe
 from unbraid.run import train
 
-SMALL = ["learn.steps=1", "data.validation=2", "tasks.train=unbraid.lab.calls_world:train_set?world=0&count=12&known_share=0.5"]
+TASKS = "unbraid.lab.calls_world:train_set?world=0&count=12&known_share=0.5"
+SMALL = ["learn.steps=1", "data.validation=2", f"tasks.train={TASKS}"]
+    "learn.steps=1",
+    "data.validation=2",
+    "tasks.train=unbraid.lab.calls_world:train_set?world=0&count=12&known_share=0.5",
+]
 
 
 def recipe(*overrides: str):
@@ -48,7 +54,10 @@ def test_servers_that_run_already_take_nothing_of_this_machine():
     policy = load_policy(asked.model, asked.chat)
     planned = preflight.memory_budget(asked, policy, load_tasks(asked, policy).train, longest_context(asked))
     assert not planned.problems and not any(row.who.startswith("server") for row in planned.rows)
-    assert preflight.find_servers(asked, policy) is None
+    with pytest.raises(ServerError, match=r"sampler.urls: http://127.0.0.1:9/version: .* where vLLM answers"):
+        preflight.find_servers(asked, policy)
+    with StandIn(policy.model) as server:
+        assert preflight.find_servers(recipe(f'sampler.urls=["{server.url}"]'), policy) is None
 
 
 def test_without_servers_nothing_is_looked_at(monkeypatch):

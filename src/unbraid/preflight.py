@@ -17,7 +17,7 @@ from unbraid.policy.memory import (
 )
 from unbraid.prepare import longest_context
 from unbraid.recipe import Recipe
-from unbraid.rollout.start_fleet import refuse
+from unbraid.rollout.start_fleet import longest_context_of, refuse
 from unbraid.tasks.task import Task
 from unbraid.vllm.budget import Budget, Servers, Trainer, budget, devices_here
 from unbraid.vllm.budget import refuse as refuse_budget
@@ -46,9 +46,10 @@ def find_servers(recipe: Recipe, policy: Policy) -> Installation | None:
     """The vLLM that the recipe's servers are started with; None if they run already.
 
     Raises:
-        ServerError: it is not there, or cannot serve the model.
+        ServerError: it is not there, or cannot serve the model; servers that should run already do not answer.
     """
     if recipe.sampler.urls:
+        longest_context_of(recipe.sampler)
         return None
     installation = find_vllm(recipe.sampler.python, need_plugin=not policy.has_adapter)
     refuse(policy, recipe.model, installation)

@@ -32,7 +32,7 @@ def _installation(recipe: Recipe, policy: Policy) -> list[Finding]:
     except ServerError as problem:
         return [Finding("error", "servers", str(problem), "correct this first: the run would stop at its start")]
     if installation is None:
-        said = f"{len(recipe.sampler.urls)} that run already; they are asked when the run starts"
+        said = f"{len(recipe.sampler.urls)} that run already and answer"
     else:
         what = f"vLLM {installation.version} ({installation.backend}) of {installation.python}"
         said = f"{len(recipe.sampler.devices)} of {what}"

@@ -59,7 +59,7 @@ def run_fleet(
     try:
         if config.urls:
             fleet.members = [Member(url.rstrip("/")) for url in config.urls]
-            fleet.shorten(_longest(config))
+            fleet.shorten(longest_context_of(config))
         else:
             _start(fleet, policy, model, folder, announce)
         yield fleet
@@ -134,7 +134,7 @@ def _positions(policy: Policy) -> int | None:
     return getattr(policy.model.config, "max_position_embeddings", None)
 
 
-def _longest(config: SamplerConfig) -> int:
+def longest_context_of(config: SamplerConfig) -> int:
     """Ask the servers that run already what they are, and for the longest context that all of them take.
 
     Raises:

@@ -222,7 +222,8 @@ class Client:
         except TimeoutError as error:
             raise UnavailableError(f"{self.url}{path}: no answer within {seconds:g} s") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise UnavailableError(f"{self.url}{path}: {type(error).__name__}: {error}") from error
+            said = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            raise UnavailableError(f"{self.url}{path}: {said}") from error
         complaint = f"{self.url}{path}: {response.status}: {_said(content)}"
         # A dead engine answers 500, a server that is starting or overloaded 503 or 429.
         may_pass = response.status >= 500 or response.status == 429

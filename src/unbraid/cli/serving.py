@@ -45,6 +45,7 @@ def serve(
         except ServerError as problem:
             if python or flag:
                 raise
+            installation = None
             errors.print(f"{problem}\nserving with the policy in this process, for small models", highlight=False)
     if installation is None:
         from unbraid.serve.openai import serve_local
@@ -75,7 +76,7 @@ def _serve_vllm(
         log.parent.mkdir(parents=True, exist_ok=True)
         server = start_server(
             installation, plan.arguments, log=log, environment=environment, host=host, port=port,
-            announce=status.update,
+            announce=status.update if errors.is_terminal else lambda line: errors.print(line, highlight=False),
         )  # fmt: skip
     with server, suppress(KeyboardInterrupt), _SigtermInterrupts():
         errors.print(

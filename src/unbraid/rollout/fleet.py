@@ -328,7 +328,7 @@ class Fleet:
                 temperature=self.temperature,
                 max_tokens=tokens,
                 seed=None,
-                stop_ids=(),  # what follows the end of an answer has log-probs too
+                stop_ids=policy.format.stop_ids,  # what would follow an answer is never sampled: its gap says little
                 salt=self._salt,
             )
             return [*prompt, *drawn.ids], list(drawn.logprobs)

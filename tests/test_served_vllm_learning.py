@@ -21,9 +21,9 @@ STEPS, LAST = 16, 5
 RISE = 0.1
 """Least rise of the mean reward from the first `LAST` steps to the last. With the local sampler, seeds 0 to 4 rise by
 0.19 to 0.38."""
-TOLERANCE = 0.25
+TOLERANCE = 0.35
 """Choice: largest distance of the last steps' mean reward from the local sampler's run, which draws other tokens. Seeds
-0 to 4 of that end at 0.30 to 0.51, standard deviation 0.09: twice that of a difference."""
+0 to 4 of that end at 0.30 to 0.51, standard deviation 0.09: 2.7 times that of a difference."""
 SHORT = (
     "tasks.train=unbraid.lab.search_world:train_set?world=0&count=240",
     "rollout.prompts=8",
@@ -82,7 +82,7 @@ def coarse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def test_another_dtype_is_noted_and_made_up_for(coarse: Server, tmp_path: Path):
-    train(recipe_on(coarse, 3), tmp_path / "run")
+    train(recipe_on(coarse, 3, "sampler.max_gap=0.001"), tmp_path / "run")
     rows, notes = read_metrics(tmp_path / "run"), read_notes(tmp_path / "run")
     assert sum("more than rounding explains" in note["message"] for note in notes) == 1
     for row in rows:

@@ -2,5 +2,21 @@
 
 from unbraid.tokens.automaton import Delimiter, Fault, RoleAutomaton, RoleReader, Scan, Span
 from unbraid.tokens.roles import Provenance, Role
+from unbraid.tokens.router import NONE, ROUTING_FILE, Boundary, Router, written_mask, written_spans
 
-__all__ = ["Delimiter", "Fault", "Provenance", "Role", "RoleAutomaton", "RoleReader", "Scan", "Span"]
+__all__ = [
+    "NONE",
+    "ROUTING_FILE",
+    "Boundary",
+    "Delimiter",
+    "Fault",
+    "Provenance",
+    "Role",
+    "RoleAutomaton",
+    "RoleReader",
+    "Router",
+    "Scan",
+    "Span",
+    "written_mask",
+    "written_spans",
+]

@@ -105,6 +105,15 @@ class RoleAutomaton:
         """
         ids = np.asarray(ids)
         origin = np.full(ids.shape, Provenance.MODEL) if provenance is None else np.asarray(provenance)
+        before = np.zeros(ids.shape, dtype=np.uint8)
+        before[..., 1:] = self.states(ids, origin)[..., :-1]
+        roles = self._state_role[before]
+        roles = np.where(origin == Provenance.PROMPT, np.uint8(Role.PROMPT), roles)
+        return np.where(origin == Provenance.OBSERVATION, np.uint8(Role.OBSERVATION), roles)
+
+    def states(self, ids: ArrayLike, provenance: ArrayLike) -> NDArray[np.uint8]:
+        """The state after every token, uint8, of the shape of `ids`, (T,) or (B, T); 0 is outside all spans."""
+        ids, origin = np.asarray(ids), np.asarray(provenance)
         if origin.shape != ids.shape:
             raise ValueError(f"provenance has shape {origin.shape}, ids have {ids.shape}: give one per token")
         symbols = self._symbols(ids, origin)
@@ -116,11 +125,12 @@ class RoleAutomaton:
             later, earlier = step[..., shift:, :], step[..., :-shift, :]
             step = np.concatenate([step[..., :shift, :], np.take_along_axis(later, earlier, axis=-1)], axis=-2)
             shift *= 2
-        before = np.zeros(ids.shape, dtype=np.uint8)
-        before[..., 1:] = step[..., :-1, 0]
-        roles = self._state_role[before]
-        roles = np.where(origin == Provenance.PROMPT, np.uint8(Role.PROMPT), roles)
-        return np.where(origin == Provenance.OBSERVATION, np.uint8(Role.OBSERVATION), roles)
+        return step[..., 0]
+
+    def step(self, states: NDArray[np.uint8], ids: ArrayLike) -> NDArray[np.uint8]:
+        """The states of B rows, (B,), after each got one more token that the model wrote."""
+        ids = np.asarray(ids)
+        return self._table[states, self._symbols(ids, np.full(ids.shape, Provenance.MODEL))]
 
     def reader(self) -> "RoleReader":
         """A fresh incremental reader (the face for sampling)."""

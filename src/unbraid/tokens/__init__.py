@@ -2,7 +2,7 @@
 
 from unbraid.tokens.automaton import Delimiter, Fault, RoleAutomaton, RoleReader, Scan, Span
 from unbraid.tokens.roles import Provenance, Role
-from unbraid.tokens.router import NONE, ROUTING_FILE, Boundary, Router, written_mask, written_spans
+from unbraid.tokens.router import NONE, ROUTING_FILE, Boundary, Router, Turns, written_mask, written_spans
 
 __all__ = [
     "NONE",
@@ -17,6 +17,7 @@ __all__ = [
     "Router",
     "Scan",
     "Span",
+    "Turns",
     "written_mask",
     "written_spans",
 ]

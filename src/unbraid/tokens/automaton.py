@@ -111,8 +111,12 @@ class RoleAutomaton:
         roles = np.where(origin == Provenance.PROMPT, np.uint8(Role.PROMPT), roles)
         return np.where(origin == Provenance.OBSERVATION, np.uint8(Role.OBSERVATION), roles)
 
-    def states(self, ids: ArrayLike, provenance: ArrayLike) -> NDArray[np.uint8]:
-        """The state after every token, uint8, of the shape of `ids`, (T,) or (B, T); 0 is outside all spans."""
+    def states(self, ids: ArrayLike, provenance: ArrayLike, start: int = 0) -> NDArray[np.uint8]:
+        """The state after every token, uint8, of the shape of `ids`, (T,) or (B, T); 0 is outside all spans.
+
+        Args:
+            start: the state before the first token.
+        """
         ids, origin = np.asarray(ids), np.asarray(provenance)
         if origin.shape != ids.shape:
             raise ValueError(f"provenance has shape {origin.shape}, ids have {ids.shape}: give one per token")
@@ -125,7 +129,7 @@ class RoleAutomaton:
             later, earlier = step[..., shift:, :], step[..., :-shift, :]
             step = np.concatenate([step[..., :shift, :], np.take_along_axis(later, earlier, axis=-1)], axis=-2)
             shift *= 2
-        return step[..., 0]
+        return step[..., start]
 
     def step(self, states: NDArray[np.uint8], ids: ArrayLike) -> NDArray[np.uint8]:
         """The states of B rows, (B,), after each got one more token that the model wrote."""

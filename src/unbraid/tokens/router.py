@@ -36,12 +36,45 @@ _VERSION = 1
 
 
 @dataclass(frozen=True)
+class Turns:
+    """How to see in a prompt alone what the model wrote there: after `open`, ids in a row, up to and with a `close` id.
+
+    For clients that send messages and no stretches. It believes the ids: who can put `open` into a prompt can have what
+    follows routed as the model's. An opened turn that is not closed reaches to the end of the prompt.
+    """
+
+    open: tuple[int, ...]
+    close: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.open or not self.close:
+            raise ValueError("turns need ids that open them and ids that close them: give both, or leave turns out")
+
+    def written(self, ids: ArrayLike) -> NDArray[np.bool_]:
+        """The mask, (T,), of what the model wrote in a prompt, (T,)."""
+        ids = np.asarray(ids)
+        mask, width = np.zeros(len(ids), dtype=bool), len(self.open)
+        if len(ids) < width:
+            return mask
+        windows = np.lib.stride_tricks.sliding_window_view(ids, width)
+        closes = np.flatnonzero(np.isin(ids, self.close)) + 1
+        end = 0
+        for start in np.flatnonzero((windows == self.open).all(-1)) + width:
+            if start < end:  # inside the turn before, where it is content
+                continue
+            after = np.searchsorted(closes, start, side="right")
+            end = int(closes[after]) if after < len(closes) else len(ids)
+            mask[start:end] = True
+        return mask
+
+
+@dataclass(frozen=True)
 class Router:
     """Adapters, and what each of them owns. Immutable; routes are indices into `adapters`, `NONE` for none.
 
     automaton: decides where spans are. outside: the adapter of what the model writes outside all spans.
     spans: the adapter of each of the automaton's delimiters. context: that of prompts and observations, or None.
-    boundary: see above.
+    boundary: see above. turns: how servers see what the model wrote in prompts of clients that do not tell, or None.
 
     Raises:
         ValueError: an adapter is named that is not among `adapters`, or is never used, or names repeat.
@@ -53,6 +86,7 @@ class Router:
     spans: tuple[str, ...]
     context: str | None
     boundary: Boundary = "eq2"
+    turns: Turns | None = None
 
     def __post_init__(self) -> None:
         used = {self.outside, *self.spans} | ({self.context} if self.context else set())
@@ -111,6 +145,19 @@ class Router:
         after = self.automaton.step(states, ids)
         return after, self._of_state[after if self.boundary == "eq2" else states]  # type: ignore[attr-defined]
 
+    def resume(self, state: int, ids: ArrayLike) -> tuple[int, NDArray[np.int8]]:
+        """Several tokens, (T,), that the model wrote in one row, which it goes on from.
+
+        Returns:
+            The state after them, and the route at each of their positions, (T,).
+        """
+        ids = np.asarray(ids)
+        if not len(ids):
+            return state, np.zeros(0, dtype=np.int8)
+        after = self.automaton.states(ids, np.full(len(ids), Provenance.MODEL), state)
+        at = after if self.boundary == "eq2" else np.concatenate([[np.uint8(state)], after[:-1]])
+        return int(after[-1]), self._of_state[at]  # type: ignore[attr-defined]
+
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
         return {
@@ -123,6 +170,7 @@ class Router:
             ],
             "context": self.context,
             "boundary": self.boundary,
+            **({"turns": {"open": self.turns.open, "close": self.turns.close}} if self.turns else {}),
         }
 
     @classmethod
@@ -136,6 +184,7 @@ class Router:
             raise ValueError(f"routing of version {data.get('version')!r}: this unbraid reads version {_VERSION}")
         try:
             delimiters = [Delimiter(s["name"], s["open"], s["close"], Role[s["role"]]) for s in data["spans"]]
+            turns = data.get("turns")
             return cls(
                 RoleAutomaton(delimiters, Role[data["outside"]["role"]]),
                 tuple(data["adapters"]),
@@ -143,6 +192,7 @@ class Router:
                 tuple(s["adapter"] for s in data["spans"]),
                 data["context"],
                 data["boundary"],
+                Turns(tuple(turns["open"]), tuple(turns["close"])) if turns else None,
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"routing without {error}: write it with unbraid, or by docs/routed-lora.md") from error

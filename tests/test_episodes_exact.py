@@ -152,7 +152,8 @@ def test_the_loss_of_episodes_is_the_one_written_out_by_hand(style: Style, histo
             batch = collate([p for _, p, _ in part], [a for a, _, _ in part], modes.position, tokens=whole)
             sums = Counter()
             totals = Totals(len(found), responses, sum(float(t.sampled.sum()) for t in found))
-            total = total + micro_batch_loss(policy, batch, [constraint], config, 1.0, totals, sums)  # type: ignore[arg-type]
+            scores = score_tokens(policy.model, batch, 1.0, modes.choice_ids)
+            total = total + micro_batch_loss(scores, batch, [constraint], config, totals, sums)  # type: ignore[arg-type]
         assert total.item() == pytest.approx(wanted.item(), abs=1e-6)
 
 

@@ -14,6 +14,7 @@ from unbraid.learn.batch import collate
 from unbraid.learn.constraint import Adaptive, Constraint, ConstraintConfig
 from unbraid.learn.grpo import LearnConfig, Totals, micro_batch_loss, update
 from unbraid.learn.importance import importance_weights, mismatch_metrics, sequence_logprobs, to_targets
+from unbraid.learn.objective import score_tokens
 from unbraid.policy import Policy
 from unbraid.rollout import Trajectory
 from unbraid.rollout.trajectory import PER_TOKEN, Response
@@ -214,7 +215,8 @@ def test_the_expected_gradient_is_the_true_one(spread: float):
 
     def expected(cap: float | None) -> torch.Tensor:
         sums: dict[str, float] = dict.fromkeys(("loss", "clip_share", "clip_share/think", "clip_share/no_think"), 0.0)
-        loss = micro_batch_loss(policy, batch, [], LearnConfig(), 1.0, Totals(size, size, size), sums, cap=cap)
+        scores = score_tokens(policy.model, batch, 1.0, policy.format.modes.choice_ids)
+        loss = micro_batch_loss(scores, batch, [], LearnConfig(), Totals(size, size, size), sums, cap=cap)
         return torch.autograd.grad(loss, policy.model.lm_head.weight)[0]
 
     def off(found: torch.Tensor) -> float:

@@ -135,7 +135,8 @@ def log_prob_distance(policy: Policy, trajectories: list[Trajectory], temperatur
     was_training = policy.model.training
     policy.model.train()  # as in an update: this is where dropout would act
     pieces = [piece for trajectory in trajectories for piece in trajectory.split()]
-    batch = collate(pieces, np.zeros(len(pieces)), policy.format.modes.position).to(policy.device)
+    batch = collate(pieces, np.zeros(len(pieces)), policy.format.modes.position, router=policy.router)
+    batch = batch.to(policy.device)
     scores = score_tokens(policy.model, batch, temperature, policy.format.modes.choice_ids)
     policy.model.train(was_training)
     distance = (scores.logprobs.float() - batch.old_logprobs).abs()[batch.sampled]

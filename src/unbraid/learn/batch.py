@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from unbraid.chat.types import Mode
+from unbraid.policy.policy import written_by_model
+from unbraid.policy.routed_lora import Routes
 from unbraid.rollout.trajectory import Trajectory
 
 MODES = (Mode.NO_THINK, Mode.THINK, Mode.NONE)
@@ -29,6 +31,8 @@ class TokenBatch:
     choice: (B, L) bool, targets that are a free choice of mode: at most one per response.
     tokens: (B,) float64, sampled tokens of the whole trajectory (the normaliser of the sample mean).
     think_share: (B,) float64, the mean probability of think over the free choices of the whole minibatch.
+    routes: (B, T) int8, the route of every input position, and owners: (B, L) int8, the adapter that the loss of a
+        target is meant for; None for policies that do not route.
     """
 
     ids: Tensor
@@ -43,12 +47,15 @@ class TokenBatch:
     choice: Tensor
     tokens: Tensor
     think_share: Tensor
+    routes: Tensor | None = None
+    owners: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def to(self, device: torch.device) -> "TokenBatch":
-        return TokenBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return TokenBatch(**{name: None if value is None else value.to(device) for name, value in values.items()})
 
 
 def collate(
@@ -59,6 +66,7 @@ def collate(
     think_share: float = math.nan,
     before_choice: tuple[int, ...] = (),
     tokens: Sequence[float] | None = None,
+    router: Routes | None = None,
 ) -> TokenBatch:
     """Pad trajectories of one sequence each (`Trajectory.split`) on the right.
 
@@ -68,6 +76,7 @@ def collate(
         reference_logprobs: per trajectory (T,), as `Trajectory.logprobs`; None for no KL term.
         think_share: `think_share` of the whole minibatch that this is a part of.
         tokens: sampled tokens of the whole trajectories that these are sequences of; None where these are whole.
+        router: of the policy that is to learn, if it routes.
     """
     rows, longest = len(trajectories), max(len(t.ids) for t in trajectories)
 
@@ -87,6 +96,11 @@ def collate(
             at = part.start + choice_position
             chosen = tuple(t.ids[at - len(before_choice) : at].tolist()) == before_choice
             choice[row, at : at + 1] = bool(at < part.end and t.sampled[at] and chosen)
+    routes = owners = None
+    if router:
+        written = [written_by_model(t.roles) for t in trajectories]
+        routes = pad([router.route(t.ids, w) for t, w in zip(trajectories, written, strict=True)], torch.int8)
+        owners = pad([router.owners(t.ids, w) for t, w in zip(trajectories, written, strict=True)], torch.int8)[:, :-1]
     reference = reference_logprobs or [np.zeros(1, dtype=np.float32)] * rows
     return TokenBatch(
         ids=pad([t.ids for t in trajectories], torch.long),
@@ -101,6 +115,8 @@ def collate(
         choice=choice[:, 1:],
         tokens=torch.tensor(tokens or [float(t.sampled.sum()) for t in trajectories], dtype=torch.float64),
         think_share=torch.full((rows,), think_share, dtype=torch.float64),
+        routes=routes,
+        owners=owners,
     )
 
 

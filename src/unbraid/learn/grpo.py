@@ -18,7 +18,8 @@ from unbraid.learn.advantages import Scale, group_advantages
 from unbraid.learn.batch import MODES, TokenBatch, collate, think_share
 from unbraid.learn.constraint import Constraint
 from unbraid.learn.importance import importance_weights, mismatch_metrics, sequence_logprobs, to_targets
-from unbraid.learn.objective import Averaging, kl_terms, policy_terms, score_tokens, token_weights
+from unbraid.learn.isolation import backward
+from unbraid.learn.objective import Averaging, Scores, kl_terms, policy_terms, score_tokens, token_weights
 from unbraid.learn.schedule import Decay, rate_at
 from unbraid.policy import Policy
 from unbraid.rollout.trajectory import Trajectory
@@ -226,20 +227,21 @@ def _optimiser_step(
             share,
             modes.shared,
             [p.tokens for p in part],
+            policy.router,
         ).to(policy.device)
+        scores = score_tokens(policy.model, batch, work.temperature, modes.choice_ids)
         loss = micro_batch_loss(
-            policy,
+            scores,
             batch,
             work.constraints,
             config,
-            work.temperature,
             totals,
             sums,
             cap=work.cap,
             before=to_targets(before).to(policy.device) if before else None,
             seen=seen,
         )
-        loss.backward()
+        backward(policy.model, loss, scores.with_gradient, batch.owners)
     if pieces:
         parameters = [p for _, p in policy.trainable()]
         sums["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
@@ -257,11 +259,10 @@ class Totals:
 
 
 def micro_batch_loss(
-    policy: Policy,
+    scores: Scores,
     batch: TokenBatch,
     constraints: Sequence[Constraint],
     config: LearnConfig,
-    temperature: float,
     totals: Totals,
     sums: dict[str, float],
     *,
@@ -272,12 +273,12 @@ def micro_batch_loss(
     """This micro-batch's share of the loss: policy term + KL − entropy bonuses; adds what to log to `sums`.
 
     Args:
+        scores: what the policy says of the batch.
         cap: of the importance weights on the policy term; None takes the sampler's log-probs for the old policy's.
         before: (B, L), the trainer's log-probs before the update; None if no weight has moved since: then they are
             those of this forward pass.
         seen: gets what a forward pass with the weights that sampled says of the sampled tokens.
     """
-    scores = score_tokens(policy.model, batch, temperature, policy.format.modes.choice_ids)
     weights = token_weights(batch, config.averaging, totals.samples, totals.tokens, config.mode_weight)
     before = scores.logprobs.detach() if before is None else before.to(scores.logprobs.dtype)
     if seen is not None:

@@ -55,7 +55,8 @@ def sequence_logprobs(
     found: list[np.ndarray] = []
     for first in range(0, len(sequences), micro_batch):
         part = sequences[first : first + micro_batch]
-        batch = collate(part, np.zeros(len(part)), policy.format.modes.position).to(policy.device)
+        batch = collate(part, np.zeros(len(part)), policy.format.modes.position, router=policy.router)
+        batch = batch.to(policy.device)
         scores = score_tokens(policy.model, batch, temperature, policy.format.modes.choice_ids)
         for row, sequence in enumerate(part):
             of_targets = scores.logprobs[row, : len(sequence.ids) - 1].cpu().numpy()

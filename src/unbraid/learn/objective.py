@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from unbraid.learn.batch import TokenBatch
+from unbraid.policy.routed_lora import routed
 
 Averaging = Literal["sample", "token"]
 
@@ -26,6 +27,11 @@ class Scores:
     choice_think: Tensor
     choice_outside: Tensor
 
+    @property
+    def with_gradient(self) -> list[Tensor]:
+        """All that a loss can depend on the policy through, each (B, L)."""
+        return [self.logprobs, self.entropy, self.choice_entropy, self.choice_think]
+
 
 def score_tokens(model: Any, batch: TokenBatch, temperature: float, choice_ids: tuple[int, int]) -> Scores:
     """Run the model on a batch and score its sampled targets under softmax(logits / temperature).
@@ -35,7 +41,8 @@ def score_tokens(model: Any, batch: TokenBatch, temperature: float, choice_ids: 
     columns = batch.sampled.any(0).nonzero()[:, 0]
     first = int(columns[0]) if len(columns) else batch.sampled.shape[1] - 1
     length = batch.ids.shape[1]
-    out = model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False, logits_to_keep=length - first)
+    with routed(model, batch.routes):
+        out = model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False, logits_to_keep=length - first)
     where = batch.sampled[:, first:]
     logits = out.logits[:, :-1][where]
     logp = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=-1)

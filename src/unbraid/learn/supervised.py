@@ -7,7 +7,7 @@ batch, whatever the micro-batches.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 from zlib import crc32
 
@@ -20,8 +20,11 @@ from torch.nn import functional
 from unbraid.chat.format import ChatFormat
 from unbraid.chat.types import Answer, Mode
 from unbraid.errors import ChatError, ModelError
+from unbraid.learn.isolation import backward
 from unbraid.learn.schedule import Decay, rate_at
+from unbraid.policy.routed_lora import Binding, Routes, routed
 from unbraid.tasks.task import Task
+from unbraid.tokens import NONE
 
 
 class WarmupConfig(BaseModel):
@@ -51,11 +54,15 @@ class WarmupConfig(BaseModel):
 
 @dataclass(frozen=True)
 class SupervisedExample:
-    """One prompt and the response to learn. `weights` has one loss weight per response token; 0 = no loss."""
+    """One prompt and the response to learn. `weights` has one loss weight per response token; 0 = no loss.
+
+    observed: [start, end) stretches of the response that the model did not write (tool results).
+    """
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     weights: tuple[float, ...]
+    observed: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self):
         if not self.prompt_ids:
@@ -67,6 +74,14 @@ class SupervisedExample:
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
+
+    @property
+    def written(self) -> np.ndarray:
+        """Which tokens the model is to write, (T,) bool; those without loss too, tool results not."""
+        mask = np.arange(len(self)) >= len(self.prompt_ids)
+        for start, end in self.observed:
+            mask[len(self.prompt_ids) + start : len(self.prompt_ids) + end] = False
+        return mask
 
 
 def response_example(
@@ -140,13 +155,16 @@ Batches = Callable[[int], Sequence[SupervisedExample]]
 class PackedRows:
     """Packed examples. `segments` numbers the example of each token, -1 is padding. All (B, T).
 
-    `weights[b, t]` is the loss weight of predicting `ids[b, t]` from the tokens before it.
+    `weights[b, t]` is the loss weight of predicting `ids[b, t]` from the tokens before it. `routes` are those of input
+    positions, `owners[b, t]` the adapter that the loss at `ids[b, t]` is meant for; −1 everywhere without a router.
     """
 
     ids: Tensor
     positions: Tensor
     segments: Tensor
     weights: Tensor
+    routes: Tensor
+    owners: Tensor
 
     @property
     def mask(self) -> Tensor:
@@ -159,14 +177,17 @@ class PackedRows:
         rows = max(1, max_tokens // self.ids.shape[1])
         for start in range(0, len(self.ids), rows):
             part = slice(start, start + rows)
-            yield PackedRows(self.ids[part], self.positions[part], self.segments[part], self.weights[part])
+            yield PackedRows(*(getattr(self, f.name)[part] for f in fields(self)))
 
 
-def pack(examples: Sequence[SupervisedExample], row_tokens: int | None = None) -> PackedRows:
+def pack(
+    examples: Sequence[SupervisedExample], row_tokens: int | None = None, router: Routes | None = None
+) -> PackedRows:
     """Packs examples into rows of equal length, first fit, longest first.
 
     Args:
         row_tokens: length of a row in tokens; default: that of the longest example.
+        router: of the model that is to learn, if it routes.
 
     Raises:
         ValueError: if an example is longer than a row.
@@ -189,6 +210,7 @@ def pack(examples: Sequence[SupervisedExample], row_tokens: int | None = None) -
     shape = (len(rows), length)
     ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     segments, weights = np.full(shape, -1, np.int64), np.zeros(shape)
+    routes, owners = np.full(shape, NONE, np.int8), np.full(shape, NONE, np.int8)
     for row, members in enumerate(rows):
         end = 0
         for index in members:
@@ -198,13 +220,16 @@ def pack(examples: Sequence[SupervisedExample], row_tokens: int | None = None) -
             positions[row, start:end] = np.arange(len(example))
             segments[row, start:end] = index
             weights[row, start + len(example.prompt_ids) : end] = example.weights
-    return PackedRows(*(torch.from_numpy(a) for a in (ids, positions, segments, weights)))
+            if router:
+                routes[row, start:end] = router.route(ids[row, start:end], example.written)
+                owners[row, start + 1 : end] = router.owners(ids[row, start:end], example.written)
+    return PackedRows(*(torch.from_numpy(a) for a in (ids, positions, segments, weights, routes, owners)))
 
 
-def weighted_loss_sum(model: nn.Module, rows: PackedRows) -> Tensor:
-    """Sum over all tokens of weight * negative log-likelihood, in nats.
+def weighted_losses(model: nn.Module, rows: PackedRows) -> tuple[Tensor, Tensor, Tensor]:
+    """Negative log-likelihood in nats, its weight, and its owner, (B · C,) each.
 
-    Logits are computed only for columns in which some row has a loss.
+    Logits are computed for the C columns only in which some row has a loss.
     """
     embedding = model.get_input_embeddings().weight  # pyright: ignore[reportCallIssue]
     device, dtype = embedding.device, embedding.dtype
@@ -212,17 +237,24 @@ def weighted_loss_sum(model: nn.Module, rows: PackedRows) -> Tensor:
     mask = torch.zeros(rows.mask.shape, dtype=dtype).masked_fill(~rows.mask, torch.finfo(dtype).min)
     targets, weights = rows.ids[:, 1:], rows.weights[:, 1:]
     columns = weights.ne(0).any(0).nonzero().squeeze(-1)
-    logits = model(
-        input_ids=rows.ids[:, :-1].to(device),
-        position_ids=rows.positions[:, :-1].to(device),
-        attention_mask=mask[:, :, :-1, :-1].to(device),
-        logits_to_keep=columns.to(device),
-        use_cache=False,
-    ).logits
+    with routed(model, rows.routes[:, :-1]):
+        logits = model(
+            input_ids=rows.ids[:, :-1].to(device),
+            position_ids=rows.positions[:, :-1].to(device),
+            attention_mask=mask[:, :, :-1, :-1].to(device),
+            logits_to_keep=columns.to(device),
+            use_cache=False,
+        ).logits
     # Softmax in at least float32: half-precision models round log-likelihoods too coarsely.
     logits = logits.float() if logits.dtype.itemsize < 4 else logits
     nll = functional.cross_entropy(logits.flatten(0, 1), targets[:, columns].flatten().to(device), reduction="none")
-    return (nll * weights[:, columns].flatten().to(nll)).sum()
+    return nll, weights[:, columns].flatten().to(nll), rows.owners[:, 1:][:, columns].flatten().to(nll.device)
+
+
+def weighted_loss_sum(model: nn.Module, rows: PackedRows) -> Tensor:
+    """Sum over all tokens of weight * negative log-likelihood, in nats."""
+    nll, weights, _ = weighted_losses(model, rows)
+    return (nll * weights).sum()
 
 
 class SupervisedTrainer:
@@ -253,15 +285,17 @@ class SupervisedTrainer:
     def train_step(self) -> dict[str, float]:
         """One optimiser step; returns its loss (nats per unit of weight), gradient norm and learning rate."""
         batch = self.batches(self.step)
-        rows = pack(batch)
+        binding: Binding | None = getattr(self.model, "routing", None)
+        rows = pack(batch, router=binding.router if binding else None)
         total = rows.weights.sum().item()
         config = self.config
         rate = rate_at(self.step, config.steps, config.learning_rate, config.ramp_steps, config.decay)
         loss = 0.0
         for part in rows.split(self.config.micro_batch_tokens):
             if part.weights.any():
-                part_loss = weighted_loss_sum(self.model, part) / total
-                part_loss.backward()
+                nll, weights, owners = weighted_losses(self.model, part)
+                part_loss = (nll * weights).sum() / total
+                backward(self.model, part_loss, [nll], owners)
                 loss += part_loss.item()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm).item()
         for group in self.optimizer.param_groups:

@@ -2,21 +2,27 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from unbraid.chat.format import ChatConfig, ChatFormat
 from unbraid.errors import ModelError
 from unbraid.plugins import call, names_code
+from unbraid.policy.routed_lora import Binding, Routes, checkpoint_contexts, route_adapters
+from unbraid.policy.routing import RoutingConfig, make_router
+from unbraid.tokens import ROUTING_FILE, Role, RoleAutomaton, Router
 
 
 class AdapterConfig(BaseModel):
-    """One LoRA adapter over a frozen base."""
+    """LoRA over a frozen base: one adapter, or several with `routing`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -28,6 +34,8 @@ class AdapterConfig(BaseModel):
     """Modules to adapt, as PEFT takes them."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Must stay 0 for RL: with dropout the trainer's log-probs would differ from the sampler's."""
+    routing: RoutingConfig | None = None
+    """Adapters by role, each of this rank, and every token runs through its own; null is one adapter for all."""
 
 
 class ModelConfig(BaseModel):
@@ -51,7 +59,7 @@ class ModelConfig(BaseModel):
 
 @dataclass
 class Policy:
-    """A model with everything that belongs to it. `model` is a PEFT model if there is an adapter."""
+    """A model with everything that belongs to it. `model` is a PEFT model if there are adapters."""
 
     model: Any
     tokenizer: Any
@@ -65,6 +73,20 @@ class Policy:
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """(name, parameter) of everything that is trained, in a fixed order."""
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+    @property
+    def router(self) -> Routes | None:
+        """What decides which adapter a token runs through; None where all tokens run through the same weights."""
+        binding: Binding | None = getattr(self.model, "routing", None)
+        return binding.router if binding else None
+
+    def routes(self, ids: ArrayLike, roles: ArrayLike) -> NDArray[np.int8] | None:
+        """The route of every input position, for `routed`; None if the model does not route.
+
+        Args:
+            ids: (T,) or (B, T). roles: `Role` of each token, the same shape.
+        """
+        return self.router.route(ids, written_by_model(roles)) if self.router else None
 
     def parameter_count(self) -> int:
         """All parameters, tied ones once; what ACU divides by."""
@@ -101,18 +123,39 @@ class Policy:
                 parameter.data = value
 
     def save(self, path: str | Path) -> None:
-        """Write a folder that stock transformers (or PEFT, for an adapter) loads, tokenizer and template included."""
-        self.model.save_pretrained(path)
+        """Write a folder that stock transformers (or PEFT, for an adapter) loads, tokenizer and template included.
+
+        Of routed adapters each has a folder of its own in it, which stock PEFT loads, beside `tokens.ROUTING_FILE`.
+        """
+        self.save_weights(path)
         self.format.save(path)
+
+    def save_weights(self, path: str | Path) -> None:
+        """`save` without tokenizer and template."""
+        self.model.save_pretrained(path)
+        if isinstance(self.router, Router):
+            self.router.save(path)
 
     @torch.no_grad()
     def load_weights(self, path: str | Path) -> None:
-        """Take over the weights that `save` wrote, exactly: the adapter's, or all of them."""
+        """Take over the weights that `save` wrote, exactly: the adapters', or all of them.
+
+        Raises:
+            ModelError: the folder's adapters are routed otherwise than these.
+        """
         if self.has_adapter:
             import peft
 
-            weights = peft.load_peft_weights(str(path), device=str(self.device))
-            peft.set_peft_model_state_dict(self.model, weights)
+            if isinstance(self.router, Router) and (Path(path) / ROUTING_FILE).exists():
+                saved, own = Router.load(path).to_json(), self.router.to_json()
+                if differing := sorted(key for key in own if saved.get(key) != own[key]):
+                    raise ModelError(
+                        f"{path} is routed otherwise ({', '.join(differing)}): take the recipe of the run that saved it"
+                    )
+            for name in self.router.adapters if self.router else ("default",):
+                folder = Path(path) / name if self.router else Path(path)
+                weights = peft.load_peft_weights(str(folder), device=str(self.device))
+                peft.set_peft_model_state_dict(self.model, weights, adapter_name=name)
             return
         # Through from_pretrained, which knows shards, tied weights and renamed keys.
         saved = type(self.model).from_pretrained(path, dtype=self.model.dtype).state_dict()
@@ -140,9 +183,12 @@ def load_policy(config: ModelConfig, chat: ChatConfig) -> Policy:
     if added_rows:
         model.resize_token_embeddings(len(tokenizer))
     if config.adapter:
-        model = add_adapter(model, config.adapter)
+        model = add_adapter(model, config.adapter, format.automaton)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        options: dict[str, Any] = {"use_reentrant": False}
+        if hasattr(model, "routing"):
+            options["context_fn"] = partial(checkpoint_contexts, model)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
         model.enable_input_require_grads()
     return Policy(model.to(device), tokenizer, format, device, config.adapter is not None, added_rows)
 
@@ -186,23 +232,44 @@ def _loading(path: str) -> Iterator[None]:
         ) from error
 
 
-def add_adapter(model: Any, config: AdapterConfig) -> Any:
-    """Wrap `model` in one trainable LoRA adapter held in float32 over the frozen base."""
+def add_adapter(model: Any, config: AdapterConfig, automaton: RoleAutomaton | None = None) -> Any:
+    """Wrap `model` in trainable LoRA adapters held in float32 over the frozen base: one, or one per role.
+
+    Args:
+        automaton: decides the roles; needed with `config.routing`.
+
+    Raises:
+        ModelError: dropout, targets that the model does not have, or a routing that names no role.
+    """
     import peft
 
     if config.dropout:
         raise ModelError(f"model.adapter.dropout is {config.dropout}: set 0, or sampler and trainer disagree")
+    router = make_router(config.routing, automaton) if config.routing and automaton else None
+    first, *others = router.adapters if router else ("default",)
     lora = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, target_modules=config.targets, lora_dropout=0.0, task_type="CAUSAL_LM"
     )
     try:
-        return peft.get_peft_model(model, lora, autocast_adapter_dtype=True)
+        model = peft.get_peft_model(model, lora, adapter_name=first, autocast_adapter_dtype=True)
     except ValueError as error:
         names = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
         raise ModelError(
             f"model.adapter.targets {config.targets!r} does not fit the model ({str(error).splitlines()[0]}): use "
             f"all-linear, or some of {', '.join(names)}"
         ) from error
+    for name in others:
+        # PEFT writes the targets that it found into a configuration, so each adapter gets its own.
+        model.add_adapter(name, replace(lora, target_modules=config.targets))
+    if router and config.routing:
+        route_adapters(model, router, strict=config.routing.isolation == "strict")
+    return model
+
+
+def written_by_model(roles: ArrayLike) -> NDArray[np.bool_]:
+    """Which tokens the model wrote, a forced prefix included, from their roles."""
+    roles = np.asarray(roles)
+    return (roles == Role.REASONING) | (roles == Role.ACTION)
 
 
 def _device(name: str) -> torch.device:

@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from unbraid.policy import Policy
+from unbraid.policy.routed_lora import routed
 from unbraid.rollout.cache import growing_cache
 from unbraid.rollout.context import Drawn
 from unbraid.rollout.drawing import draw_tokens
 from unbraid.rollout.randomness import stream_key
 from unbraid.rollout.single import single_trajectory
 from unbraid.rollout.trajectory import Finish, Request, Trajectory
-from unbraid.tokens import Provenance
+from unbraid.tokens import NONE, Provenance
 
 KEEP_SHARE = 0.9
 """Choice: finished rows leave the batch once live ones fall to this share: seldom, so that moving rows costs little."""
@@ -82,6 +83,8 @@ class _Decoding:
         self.lengths = np.full(rows, budget)
         self.stopped = np.zeros(rows, dtype=bool)
         self.choice = np.full((rows, 2), np.nan)
+        # Of the router, by row: its state after the last token of each.
+        self.states: NDArray[Any] = np.zeros(rows, dtype=np.uint8)
 
     def run(self) -> list[Trajectory]:
         live = np.arange(len(self.requests))
@@ -102,7 +105,7 @@ class _Decoding:
                 rows = torch.from_numpy(order).to(self.policy.device)
                 cache.batch_select_indices(rows)
                 padding = None if padding is None else padding[rows]
-            logits = self._step(tokens, cache, padding)
+            logits = self._step(tokens, live, cache, padding)
         return self._trajectories()
 
     def _prefill(self) -> tuple[torch.Tensor, Any, torch.Tensor | None]:
@@ -116,20 +119,37 @@ class _Decoding:
         ragged = bool(padding.any())
         device, cache = self.policy.device, growing_cache()
         positions = (torch.arange(longest) - padding[:, None]).clamp(min=0)
-        out = self.policy.model(
-            input_ids=ids.to(device),
-            attention_mask=(torch.arange(longest) >= padding[:, None]).long().to(device) if ragged else None,
-            position_ids=positions.to(device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
         index = {prompt: row for row, prompt in enumerate(prompts)}
+        with routed(self.policy.model, self._prompt_routes(index, longest)):
+            out = self.policy.model(
+                input_ids=ids.to(device),
+                attention_mask=(torch.arange(longest) >= padding[:, None]).long().to(device) if ragged else None,
+                position_ids=positions.to(device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         rows = torch.tensor([index[r.prompt_ids] for r in self.requests]).to(device)
         cache.batch_select_indices(rows)
         return out.logits[rows, -1], cache, padding.to(device)[rows] if ragged else None
 
-    def _step(self, tokens: NDArray[np.int64], cache: Any, padding: torch.Tensor | None) -> torch.Tensor:
+    def _prompt_routes(self, prompts: dict[tuple[int, ...], int], longest: int) -> NDArray[np.int8] | None:
+        """Routes of the padded prompts; also sets every row's state. None if the policy does not route."""
+        router = self.policy.router
+        if not router:
+            return None
+        routes = np.full((len(prompts), longest), NONE, dtype=np.int8)
+        states = []
+        for prompt, row in prompts.items():
+            context = np.zeros(len(prompt), dtype=bool)
+            routes[row, longest - len(prompt) :] = router.route(prompt, context)
+            states.append(router.state(prompt, context))
+        self.states = np.array(states)[[prompts[request.prompt_ids] for request in self.requests]]
+        return routes
+
+    def _step(
+        self, tokens: NDArray[np.int64], live: NDArray[np.int64], cache: Any, padding: torch.Tensor | None
+    ) -> torch.Tensor:
         """Feed one token per live row; returns next-token logits (live, V)."""
         device, past = self.policy.device, cache.get_seq_length()
         if padding is None:
@@ -137,10 +157,13 @@ class _Decoding:
         else:
             mask = (torch.arange(past + 1, device=device) >= padding[:, None]).long()
             positions = past - padding[:, None]
-        ids = torch.from_numpy(tokens)[:, None].to(device)
-        out = self.policy.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
+        ids, routes = torch.from_numpy(tokens)[:, None].to(device), None
+        if router := self.policy.router:
+            self.states[live], routes = router.step(self.states[live], tokens)
+        with routed(self.policy.model, None if routes is None else routes[:, None]):
+            out = self.policy.model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            )
         return out.logits[:, -1]
 
     def _forced(self, live: NDArray, position: int) -> NDArray[np.int64] | None:

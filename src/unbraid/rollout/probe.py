@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from unbraid.policy import Policy
+from unbraid.policy.routed_lora import routed
 
 PROBE_PROMPTS = 8
 PROBE_TOKENS = 24
@@ -52,7 +53,11 @@ def own_logprobs(policy: Policy, ids: Sequence[int], start: int, temperature: fl
     was_training = model.training
     model.eval()
     row = torch.tensor([list(ids)], device=policy.device)
-    logits = model(input_ids=row, use_cache=False, logits_to_keep=len(ids) - start + 1).logits[0, :-1]
+    routes = (
+        policy.router.route([list(ids)], [[place >= start for place in range(len(ids))]]) if policy.router else None
+    )
+    with routed(model, routes):
+        logits = model(input_ids=row, use_cache=False, logits_to_keep=len(ids) - start + 1).logits[0, :-1]
     model.train(was_training)
     logp = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=-1)
     return logp.gather(-1, row[0, start:, None])[:, 0].double().cpu().numpy()

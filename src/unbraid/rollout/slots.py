@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from unbraid.chat.types import Mode
 from unbraid.errors import ModelError
 from unbraid.policy import Policy
+from unbraid.policy.routed_lora import routed
 from unbraid.rollout.context import Drawn
 from unbraid.rollout.drawing import Draws, draw_tokens
+from unbraid.rollout.fed_tokens import common_length, ids_of, routes_of, start_alike, with_routes
 from unbraid.rollout.slot_cache import ROWS, SlotCache, attention_windows, row_attention, up_to
 from unbraid.rollout.trajectory import Finish
 
@@ -39,15 +41,16 @@ class SlotContext:
 
     def __init__(self, sampler: "SlotSampler", slot: int, ids: Sequence[int]):
         self._sampler, self._slot, self._open = sampler, slot, True
-        self.ids = list(ids)
+        self.ids, self.written = list(ids), [False] * len(ids)
 
     def extend(self, ids: Sequence[int]) -> None:
         """Append tokens that the model did not write."""
         self.ids.extend(ids)
+        self.written.extend([False] * len(ids))
 
     def restart(self, ids: Sequence[int]) -> None:
         """Replace the whole context; what it has in common with the present one is not computed again."""
-        self.ids = list(ids)
+        self.ids, self.written = list(ids), [False] * len(ids)
 
     async def respond(self, key: np.uint64, mode: Mode, max_new_tokens: int) -> Drawn:
         """Draw one response. A cancelled call leaves the context as it was.
@@ -57,8 +60,9 @@ class SlotContext:
         """
         if not self._open:
             raise ModelError("this context is closed: open a new one")
-        drawn = await self._sampler._respond(self._slot, self.ids, key, mode, max_new_tokens)
+        drawn = await self._sampler._respond(self._slot, self.ids, self.written, key, mode, max_new_tokens)
         self.ids.extend(drawn.ids.tolist())
+        self.written.extend([True] * len(drawn.ids))
         return drawn
 
     def close(self) -> None:
@@ -70,9 +74,10 @@ class SlotContext:
 
 @dataclass
 class _Turn:
-    """A response on its way: its context's tokens, what is forced, and who waits for it."""
+    """A response on its way: its context's tokens with their routes, what is forced, and who waits for it."""
 
-    ids: NDArray[np.int64]
+    fed: NDArray[np.int64]
+    state: int
     prefix: int
     future: "asyncio.Future[Drawn]"
 
@@ -107,10 +112,12 @@ class SlotSampler:
         self._cache = SlotCache(self.policy.device, model.dtype, self._windows)
         # Slot s has row `row_of[s]` of the cache; slots that respond have the first rows, `slot_at[:n]`.
         self._row_of, self._slot_at = np.arange(rows), np.arange(rows)
-        # By slot. held[s, :fed[s]] are the ids whose keys and values are in the cache, also after the slot was closed.
+        # By slot. held[s, :fed[s]] are the tokens whose keys and values are in the cache, also after the slot was
+        # closed: ids, or ids with their routes (`fed_tokens`).
         self._held, self._fed = np.zeros((rows, self._cache.capacity), dtype=np.int64), np.zeros(rows, dtype=np.int64)
         self._responding = np.zeros(rows, dtype=bool)
         self._next, self._position, self._budget = (np.zeros(rows, dtype=np.int64) for _ in range(3))
+        self._states = np.zeros(rows, dtype=np.int64)
         self._keys, self._choice = np.zeros(rows, dtype=np.uint64), np.zeros((rows, 2))
         # forced[s, t] is the id that a forced mode puts at response position t; -1, the model draws, comes last.
         modes = self.policy.format.modes
@@ -167,7 +174,9 @@ class SlotSampler:
                 return
         self._spare.append(slot)
 
-    async def _respond(self, slot: int, ids: Sequence[int], key: np.uint64, mode: Mode, budget: int) -> Drawn:
+    async def _respond(
+        self, slot: int, ids: Sequence[int], written: Sequence[bool], key: np.uint64, mode: Mode, budget: int
+    ) -> Drawn:
         self._check()
         if slot in self._turns:
             raise ModelError("this context is already responding: await one response before the next")
@@ -181,7 +190,10 @@ class SlotSampler:
             )
         future: asyncio.Future[Drawn] = asyncio.get_running_loop().create_future()
         prefix = self.policy.format.modes.of(mode)
-        turn = _Turn(np.array(ids, dtype=np.int64), min(len(prefix), budget), future)
+        fed, state, router = np.array(ids, dtype=np.int64), 0, self.policy.router
+        if router:
+            fed, state = with_routes(fed, router.route(fed, written)), int(router.state(fed, written))
+        turn = _Turn(fed, state, min(len(prefix), budget), future)
         self._turns[slot] = turn
         self._keys[slot], self._budget[slot] = key, budget
         self._forced[slot], self._forced[slot, : len(prefix)] = -1, prefix
@@ -228,7 +240,7 @@ class SlotSampler:
         """One step of feeding contexts, all but the last token of each: that one is decoding's first."""
         left: dict[int, int] = {}
         for slot in list(self._pending):
-            ids = self._turns[slot].ids[:-1]
+            ids = self._turns[slot].fed[:-1]
             if self._reuse(slot, ids, list(left)):
                 continue
             if more := len(ids) - int(self._fed[slot]):
@@ -247,18 +259,18 @@ class SlotSampler:
             self._feed(batch, width)
 
     def _reuse(self, slot: int, ids: NDArray[np.int64], others: list[int]) -> bool:
-        """Keep what the slot has in the cache of `ids`, and copy what another slot has more of them.
+        """Keep what the slot has in the cache of `ids` (and routes), and copy what another slot has more of them.
 
         Returns:
             True if that has to wait: one of `others`, about to be fed, will hold much more than any slot does now.
         """
-        own = _common_length(ids, self._held[slot, : self._fed[slot]])
+        own = common_length(ids, self._held[slot, : self._fed[slot]])
         # Choice: who holds half of it goes on alone; the rest is news, and looking for it elsewhere takes time.
         if 2 * own < len(ids):
             common = self._common(ids)
             best = int(common.argmax())
             much = int(common[best]) + WORTH_COPYING
-            if any(_start_alike(ids, self._turns[other].ids[:-1], much) for other in others):
+            if any(start_alike(ids, self._turns[other].fed[:-1], much) for other in others):
                 return True
             if common[best] >= own + WORTH_COPYING:
                 end = int(common[best])
@@ -281,7 +293,7 @@ class SlotSampler:
         self._widen()
         ids = np.zeros((len(batch), width), dtype=np.int64)
         for row, slot in enumerate(batch):
-            chunk = self._turns[slot].ids[:-1][starts[row] : starts[row] + width]
+            chunk = self._turns[slot].fed[:-1][starts[row] : starts[row] + width]
             ids[row, : len(chunk)] = chunk
             self._held[slot, starts[row] : starts[row] + len(chunk)] = chunk
             self._fed[slot] += len(chunk)
@@ -289,7 +301,7 @@ class SlotSampler:
 
     def _begin(self, slot: int) -> None:
         self._pending.remove(slot)
-        self._next[slot] = self._turns[slot].ids[-1]
+        self._next[slot], self._states[slot] = self._turns[slot].fed[-1], self._turns[slot].state
         self._responding[slot] = True
 
     @torch.inference_mode()
@@ -324,6 +336,9 @@ class SlotSampler:
         draws = draw_tokens(logits, self.temperature, self._keys[slots], at, forced if forced.max() >= 0 else None)
         ids, at = draws.ids[:count], at[:count]
         self._next[live] = ids
+        if router := self.policy.router:
+            self._states[live], routes = router.step(self._states[live], ids)
+            self._next[live] = with_routes(ids, routes)
         self._logprobs[live, at], self._entropies[live, at] = draws.logprobs[:count], draws.entropies[:count]
         if (at == self._choice_at).any():
             self._note_choice(draws, live, at)
@@ -339,7 +354,7 @@ class SlotSampler:
         chooses = np.zeros(len(draws.ids), dtype=bool)
         for row in np.flatnonzero(at == self._choice_at):
             slot = live[row]
-            before = self._held[slot, self._fed[slot] - self._choice_at : self._fed[slot]]
+            before = ids_of(self._held[slot, self._fed[slot] - self._choice_at : self._fed[slot]])
             chooses[row] = tuple(before.tolist()) == tuple(self._before_choice)
         self._choice[live[chooses[: len(live)]]] = draws.choice(chooses, self._choice_ids)
 
@@ -347,17 +362,18 @@ class SlotSampler:
         turn, length = self._withdraw(slot), int(self._position[slot])
         if turn.future.done():
             return
-        start = len(turn.ids)
+        start = len(turn.fed)
         logprobs, entropies = self._logprobs[slot, :length].copy(), self._entropies[slot, :length].copy()
         think, no_think = self._choice[slot].tolist()
-        ids = np.append(self._held[slot, start : start + length - 1], self._next[slot])
+        ids = ids_of(np.append(self._held[slot, start : start + length - 1], self._next[slot]))
         turn.future.set_result(Drawn(ids, turn.prefix, logprobs, entropies, (think, no_think), finish))
 
-    def _forward(self, ids: NDArray[np.int64], mask: Any, positions: torch.Tensor) -> torch.Tensor:
+    def _forward(self, fed: NDArray[np.int64], mask: Any, positions: torch.Tensor) -> torch.Tensor:
         """Logits of the last token fed to each row aimed at, (B, 1, V)."""
-        with row_attention(self._config):
+        routes = routes_of(fed) if self.policy.router else None
+        with row_attention(self._config), routed(self.policy.model, routes):
             return self.policy.model(
-                input_ids=torch.from_numpy(ids).to(self.policy.device),
+                input_ids=torch.from_numpy(ids_of(fed)).to(self.policy.device),
                 attention_mask=mask,
                 # Only padding, and rows that do not count, lie beyond the model's positions.
                 position_ids=positions if self.max_tokens is None else positions.clamp(max=self.max_tokens - 1),
@@ -375,16 +391,3 @@ class SlotSampler:
 
 def _wider(array: NDArray[Any], more: int) -> NDArray[Any]:
     return np.pad(array, ((0, 0), (0, more)))
-
-
-def _common_length(ours: NDArray[np.int64], theirs: NDArray[np.int64]) -> int:
-    """Length of the common beginning."""
-    length = min(len(ours), len(theirs))
-    differs = np.flatnonzero(ours[:length] != theirs[:length])
-    return int(differs[0]) if len(differs) else length
-
-
-def _start_alike(ours: NDArray[np.int64], theirs: NDArray[np.int64], length: int) -> bool:
-    """Whether the first `length` ids are there and the same; most often one look tells."""
-    enough = min(len(ours), len(theirs)) >= length
-    return enough and ours[length - 1] == theirs[length - 1] and np.array_equal(ours[:length], theirs[:length])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unbraid.vllm.plugin import BACKEND
+from unbraid.vllm.routing import ROUTED
 
 BASE = "base"
 """Name under which the model itself is served to a trainer."""
@@ -23,6 +24,7 @@ class Sampled:
     model: folder or hub name. max_tokens: longest context. rank: of the adapters to come, 0 for none: all weights are
     replaced instead. memory: of a GPU its share, of a CPU GiB for keys and values. devices: as CUDA_VISIBLE_DEVICES
     takes them, "" leaves them to vLLM. cpu: whether vLLM is a build for CPUs. seeded: whether requests have seeds.
+    routed: the adapters that a routed policy consists of, 0 for a policy that is not routed.
     """
 
     model: str
@@ -34,6 +36,7 @@ class Sampled:
     devices: str
     cpu: bool
     seeded: bool = False
+    routed: int = 0
 
 
 def sampling_flags(what: Sampled, further: Sequence[str] = ()) -> tuple[list[str], dict[str, str]]:
@@ -54,12 +57,17 @@ def sampling_flags(what: Sampled, further: Sequence[str] = ()) -> tuple[list[str
     ]
     environment: dict[str, str] = {}
     if what.rank:
-        # One adapter is sampled from at a time; the next one is loaded before the last one goes.
-        flags += ["--enable-lora", f"--max-lora-rank={lora_rank(what.rank)}", "--max-loras=1", "--max-cpu-loras=2"]
+        # One policy is sampled from at a time; the next one is loaded before the last one goes.
+        slots = max(what.routed, 1)
+        flags += ["--enable-lora", f"--max-lora-rank={lora_rank(what.rank)}"]
+        flags += [f"--max-loras={slots}", f"--max-cpu-loras={2 * slots}"]
         environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     else:
         flags.append(f"--weight-transfer-config={json.dumps({'backend': BACKEND})}")
         environment["VLLM_SERVER_DEV_MODE"] = "1"
+    if what.routed:
+        routed_flags, routed_environment = flags_of_routed()
+        flags, environment = [*flags, *routed_flags], environment | routed_environment
     if what.sleep:
         flags.append("--enable-sleep-mode")
         environment["VLLM_SERVER_DEV_MODE"] = "1"
@@ -77,6 +85,11 @@ def sampling_flags(what: Sampled, further: Sequence[str] = ()) -> tuple[list[str
             if (many := len(what.devices.split(","))) > 1:
                 flags.append(f"--tensor-parallel-size={many}")
     return [*flags, *further], environment
+
+
+def flags_of_routed() -> tuple[list[str], dict[str, str]]:
+    """(arguments, environment) of any server of routed adapters, beside room for them; `routing.py` says what for."""
+    return ["--no-async-scheduling"], {ROUTED: "1", "VLLM_USE_V2_MODEL_RUNNER": "0"}
 
 
 def cpu_gib(memory: float) -> int:

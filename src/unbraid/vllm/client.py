@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unbraid.errors import MissingExtraError, ServerError
+from unbraid.vllm.routes import WRITTEN
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -81,12 +82,14 @@ class Client:
         seed: int | None,
         stop_ids: Sequence[int],
         salt: str,
+        written: Sequence[Sequence[int]] | None = None,
     ) -> Generated:
         """Draw one response after `ids`.
 
         Args:
             model: name of the base or of an adapter. seed: of this request's own stream; None takes the server's.
             salt: requests share what the server remembers of a beginning only with others of the same salt.
+            written: the [start, end) stretches of `ids` that the model wrote; None where nothing is routed by it.
 
         Raises:
             UnavailableError: the server died, timed out or gave up. ServerError: it refuses the request.
@@ -101,7 +104,7 @@ class Client:
             "logprobs": 0,
             "detokenize": False,
         }
-        choice = await self._generate(ids, model, sampling, salt)
+        choice = await self._generate(ids, model, sampling, salt, written)
         reason = choice.get("finish_reason")
         if reason not in ("stop", "length"):
             raise UnavailableError(f"{self.url}: the response was ended by the server ({reason})")
@@ -117,9 +120,16 @@ class Client:
         return Generated(drawn, logprobs, reason == "stop")
 
     async def next_logprobs(
-        self, ids: Sequence[int], wanted: Sequence[int], *, model: str, temperature: float, salt: str
+        self,
+        ids: Sequence[int],
+        wanted: Sequence[int],
+        *,
+        model: str,
+        temperature: float,
+        salt: str,
+        written: Sequence[Sequence[int]] | None = None,
     ) -> list[float]:
-        """Log-probs of `wanted` as the next token after `ids`. Raises as `generate` does."""
+        """Log-probs of `wanted` as the next token after `ids`. written, errors: as for `generate`."""
         # One id more than wanted: the sampled token takes the place of the last one asked for.
         extra = next(i for i in range(len(wanted) + 1) if i not in wanted)
         asked = [*wanted, extra]
@@ -131,7 +141,7 @@ class Client:
             "ignore_eos": True,
             "detokenize": False,
         }
-        choice = await self._generate(ids, model, sampling, salt)
+        choice = await self._generate(ids, model, sampling, salt, written)
         try:
             (content,) = choice["logprobs"]["content"]
             found = {token["token_id"]: float(token["logprob"]) for token in content["top_logprobs"]}
@@ -140,8 +150,15 @@ class Client:
             raise ServerError(f"{self.url}: the log-probs of {list(wanted)} did not come back ({error!r})") from error
 
     async def _generate(
-        self, ids: Sequence[int], model: str, sampling: Mapping[str, Any], salt: str
+        self,
+        ids: Sequence[int],
+        model: str,
+        sampling: dict[str, Any],
+        salt: str,
+        written: Sequence[Sequence[int]] | None,
     ) -> Mapping[str, Any]:
+        if written is not None:
+            sampling["extra_args"] = {WRITTEN: [list(span) for span in written]}
         body = {"token_ids": list(ids), "sampling_params": sampling, "model": model, "cache_salt": salt}
         answer = await self._post("/inference/v1/generate", body, self._seconds)
         choices = answer.get("choices") if isinstance(answer, dict) else None

@@ -183,7 +183,7 @@ class Fleet:
     def _save(self, policy: Policy) -> None:
         weights = self.folder / self._salt
         weights.mkdir(parents=True)
-        policy.model.save_pretrained(weights)
+        policy.save_weights(weights)
 
     async def _load(self, member: Member, session: "ClientSession") -> None:
         """Give a server the present weights, unless it has them."""
@@ -330,6 +330,7 @@ class Fleet:
                 seed=None,
                 stop_ids=policy.format.stop_ids,  # what would follow an answer is never sampled: its gap says little
                 salt=self._salt,
+                written=() if policy.router else None,
             )
             return [*prompt, *drawn.ids], list(drawn.logprobs)
 

@@ -6,7 +6,7 @@ came back over the wire: a server that dies takes only the responses it was draw
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,8 @@ class ServedContext:
     def __init__(self, sampler: "ServedSampler", member: Member, ids: Sequence[int]):
         self._sampler, self._member, self._open = sampler, member, True
         self.ids = list(ids)
+        self._written: list[tuple[int, int]] = []
+        """The [start, end) stretches of `ids` that are responses, their forced prefixes included."""
         member.busy += 1
 
     def extend(self, ids: Sequence[int]) -> None:
@@ -37,8 +39,8 @@ class ServedContext:
         self.ids.extend(ids)
 
     def restart(self, ids: Sequence[int]) -> None:
-        """Replace the whole context."""
-        self.ids = list(ids)
+        """Replace the whole context, by tokens that count as not written by the model."""
+        self.ids, self._written = list(ids), []
 
     async def respond(self, key: np.uint64, mode: Mode, max_new_tokens: int) -> Drawn:
         """Draw one response. A cancelled call leaves the context as it was.
@@ -50,7 +52,9 @@ class ServedContext:
         if not self._open:
             raise ModelError("this context is closed: open a new one")
         drawn = await self._sampler._respond(self, key, mode, max_new_tokens)
+        start = len(self.ids)
         self.ids.extend(drawn.ids.tolist())
+        self._written.append((start, len(self.ids)))
         return drawn
 
     def close(self) -> None:
@@ -75,7 +79,7 @@ class ServedSampler:
         self.fleet, self.policy, self.temperature = fleet, policy, temperature
         self._room = asyncio.Semaphore(contexts)
         self._session: ClientSession | None = None
-        self._choices: dict[tuple[int, ...], asyncio.Task[tuple[float, float]]] = {}
+        self._choices: dict[tuple[Any, ...], asyncio.Task[tuple[float, float]]] = {}
         self._places: dict[tuple[int, ...], Member] = {}
 
     @property
@@ -119,7 +123,7 @@ class ServedSampler:
 
     async def _respond(self, context: ServedContext, key: np.uint64, mode: Mode, budget: int) -> Drawn:
         format = self.policy.format
-        ids, prefix = list(context.ids), format.modes.of(mode)[:budget]
+        ids, written, prefix = list(context.ids), list(context._written), format.modes.of(mode)[:budget]
         if len(ids) + max(budget, 1) > self.fleet.max_tokens:
             raise ModelError(
                 f"a context of {len(ids)} tokens and a response of up to {max(budget, 1)} outgrow the servers' longest "
@@ -128,7 +132,7 @@ class ServedSampler:
         if not ids or budget < 1:
             raise ModelError("a response needs a context of at least one token and a budget of at least one")
         # One question per distinct context; the answer also leaves the prompt's keys and values for all its samples.
-        choice = await self._choice(context, ids)
+        choice = await self._choice(context, ids, written)
         drawn, logprobs, stopped = list(prefix), [0.0] * len(prefix), False
         if len(prefix) < budget:
             found = await self._ask(
@@ -141,6 +145,7 @@ class ServedSampler:
                     seed=int(key >> np.uint64(1)) if self.fleet.config.seeded else None,
                     stop_ids=format.stop_ids,
                     salt=self.fleet.salt,
+                    written=self._told([*written, (len(ids), len(ids) + len(prefix))]),
                 ),
             )
             drawn, logprobs, stopped = [*drawn, *found.ids], [*logprobs, *found.logprobs], found.stopped
@@ -155,10 +160,18 @@ class ServedSampler:
             Finish.STOP if stopped else Finish.LENGTH,
         )
 
-    async def _choice(self, context: ServedContext, ids: list[int]) -> tuple[float, float]:
+    def _told(self, written: list[tuple[int, int]]) -> list[tuple[int, int]] | None:
+        """What a request tells of its prompt: where the model wrote, if that routes its tokens."""
+        return written if self.policy.router else None
+
+    async def _choice(
+        self, context: ServedContext, ids: list[int], written: list[tuple[int, int]]
+    ) -> tuple[float, float]:
         """Probabilities of the (think, no_think) id where a response to this context would choose."""
         modes = self.policy.format.modes
         place = (*ids, *modes.shared)
+        told = self._told([*written, (len(ids), len(place))])
+        key = (place, None if told is None else tuple(told))
         if len(place) >= self.fleet.max_tokens:
             return np.nan, np.nan
 
@@ -171,13 +184,14 @@ class ServedSampler:
                     model=self.fleet.model,
                     temperature=self.temperature,
                     salt=self.fleet.salt,
+                    written=told,
                 ),
             )
             return float(np.exp(think)), float(np.exp(no_think))
 
-        if place not in self._choices:
-            self._choices[place] = asyncio.create_task(ask())
-        return await asyncio.shield(self._choices[place])
+        if key not in self._choices:
+            self._choices[key] = asyncio.create_task(ask())
+        return await asyncio.shield(self._choices[key])
 
     async def _ask(self, context: ServedContext, work: Callable[[Client], Awaitable[T]]) -> T:
         """The answer of the context's server; of another one where that is lost."""

@@ -13,6 +13,7 @@ from unbraid.policy.policy import resolve_path
 from unbraid.rollout.config import SamplerConfig
 from unbraid.rollout.fleet import Fleet, Member
 from unbraid.rollout.loop import EventLoop, together
+from unbraid.tokens import Router
 from unbraid.vllm.client import Client, open_session
 from unbraid.vllm.flags import LORA_RANKS, Sampled, refused_on_cpu, sampling_flags
 from unbraid.vllm.installation import SUPPORTED, Installation, find_vllm, is_supported
@@ -72,7 +73,7 @@ def run_fleet(
 
 def _start(fleet: Fleet, policy: Policy, model: ModelConfig, folder: Path, announce: Callable[[str], None]) -> None:
     config = fleet.config
-    installation = find_vllm(config.python, need_plugin=not policy.has_adapter)
+    installation = find_vllm(config.python, need_plugin=not policy.has_adapter or policy.router is not None)
     refuse(policy, model, installation)
     source = _source(policy, model, folder)
     specs: list[ServerSpec] = []
@@ -87,6 +88,7 @@ def _start(fleet: Fleet, policy: Policy, model: ModelConfig, folder: Path, annou
             devices=devices,
             cpu=installation.backend == "cpu",
             seeded=config.seeded,
+            routed=len(policy.router.adapters) if policy.router else 0,
         )
         flags, environment = sampling_flags(what, config.flags)
         specs.append(ServerSpec(flags, folder / f"server-{number}.log", environment))
@@ -110,6 +112,10 @@ def refuse(policy: Policy, model: ModelConfig, installation: Installation) -> No
         raise ServerError("vLLM has no float64: set model.dtype to float32 or bfloat16, or sampler to local")
     if model.adapter and model.adapter.rank > LORA_RANKS[-1]:
         raise ServerError(f"model.adapter.rank is {model.adapter.rank}: vLLM takes ranks up to {LORA_RANKS[-1]}")
+    if policy.router and not isinstance(policy.router, Router):
+        raise ServerError(
+            "model.adapter.routing.assign is a control, which no server knows: set it to role, or sampler to local"
+        )
     config: Any = policy.model.config
     if installation.backend == "cpu" and (problem := refused_on_cpu(config.to_dict())):
         raise ServerError(f"{problem}: set sampler to local")

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from policies import with_adapters
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -17,6 +18,7 @@ from unbraid.chat.format import ChatConfig, ChatFormat
 from unbraid.chat.preset import Preset
 from unbraid.chat.types import Mode
 from unbraid.policy import Policy
+from unbraid.policy.routing import RoutingConfig
 from unbraid.rollout.context import Drawn
 from unbraid.rollout.trajectory import Finish
 from unbraid.tasks.environment import Environment
@@ -56,7 +58,13 @@ def agent_tokenizer(style: Style) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def agent_policy(style: Style = "inline", seed: int = 0, layers: int = 2, dtype: torch.dtype = torch.float32) -> Policy:
+def agent_policy(
+    style: Style = "inline",
+    seed: int = 0,
+    layers: int = 2,
+    dtype: torch.dtype = torch.float32,
+    routing: RoutingConfig | None = None,
+) -> Policy:
     """A random Llama over some twenty words: calls, thoughts, stray tags and stops all come up by chance."""
     tokenizer = agent_tokenizer(style)
     preset = Preset(think="<think> ", after_thought=" </think> ", no_think="<no_think> ")
@@ -77,8 +85,10 @@ def agent_policy(style: Style = "inline", seed: int = 0, layers: int = 2, dtype:
         torch.manual_seed(seed)
         model: Any = LlamaForCausalLM(config)
         model = model.to(dtype)
-    chat = ChatFormat.build(tokenizer, ChatConfig(preset=preset), calls)
-    return Policy(model, tokenizer, chat, torch.device("cpu"), has_adapter=False)
+        chat = ChatFormat.build(tokenizer, ChatConfig(preset=preset), calls)
+        if routing:
+            model = with_adapters(model, chat, routing, size=0.3)
+    return Policy(model, tokenizer, chat, torch.device("cpu"), has_adapter=routing is not None)
 
 
 def agent_tasks(count: int) -> list[Task]:

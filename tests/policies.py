@@ -13,12 +13,18 @@ from unbraid.lab.calls_chat import CHAT, calls_tokenizer
 from unbraid.lab.calls_world import CallsWorld, Split
 from unbraid.policy import AdapterConfig, Policy
 from unbraid.policy.policy import add_adapter
+from unbraid.policy.routing import RoutingConfig
 from unbraid.rollout import LocalSampler, Request, Trajectory
 from unbraid.tasks.task import Task
 
 
 def tiny_policy(
-    seed: int = 0, dtype: torch.dtype = torch.float32, layers: int = 2, sharp: float = 0.3, adapter: bool = False
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    layers: int = 2,
+    sharp: float = 0.3,
+    adapter: bool = False,
+    routing: RoutingConfig | None = None,
 ) -> Policy:
     """A random Qwen2 over the calls vocabulary. A larger `sharp` makes its distributions more uneven."""
     tokenizer = calls_tokenizer()
@@ -36,12 +42,19 @@ def tiny_policy(
         torch.manual_seed(seed)
         model: Any = Qwen2ForCausalLM(config)
         model = model.to(dtype)
-        if adapter:
-            model = add_adapter(model, AdapterConfig(rank=4, alpha=8))
-            for name, parameter in model.named_parameters():
-                if "lora_B" in name:
-                    parameter.data = torch.randn_like(parameter) * 0.1
-    return Policy(model, tokenizer, ChatFormat.build(tokenizer, CHAT), torch.device("cpu"), has_adapter=adapter)
+        chat = ChatFormat.build(tokenizer, CHAT)
+        if adapter or routing:
+            model = with_adapters(model, chat, routing)
+    return Policy(model, tokenizer, chat, torch.device("cpu"), has_adapter=adapter or routing is not None)
+
+
+def with_adapters(model: Any, chat: ChatFormat, routing: RoutingConfig | None, size: float = 0.1) -> Any:
+    """The model with LoRA of rank 4 that changes something; a larger `size` makes it change more."""
+    model = add_adapter(model, AdapterConfig(rank=4, alpha=8, routing=routing), chat.automaton)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn_like(parameter) * size
+    return model
 
 
 def calls_tasks(count: int = 6, seed: int = 0) -> list[Task]:

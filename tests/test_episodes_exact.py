@@ -48,7 +48,7 @@ def trainer_logprobs(policy: Policy, trajectory: Trajectory, temperature: float)
     """(log-probs, entropies) of every token as an update computes them; 0 for the first of each sequence."""
     found: list[list[np.ndarray]] = [[], []]
     for piece in trajectory.split():
-        batch = collate([piece], [0.0], policy.format.modes.position)
+        batch = collate([piece], [0.0], policy.format.modes.position, router=policy.router)
         with torch.no_grad():
             scores = score_tokens(policy.model, batch, temperature, policy.format.modes.choice_ids)
         for values, score in zip(found, (scores.logprobs, scores.entropy), strict=True):

@@ -86,15 +86,10 @@ class _AdapterBinding(Binding):
 
     @contextmanager
     def bind(self, routes: Tensor | NDArray[np.int8]) -> Iterator[None]:
-        with super().bind(routes), self.bind_mask(None):
-            yield
-
-    @contextmanager
-    def bind_mask(self, mask: Tensor | None) -> Iterator[None]:
-        """Within, this is the mask; None makes it of the routes when a layer first asks."""
-        before, self.mask = self.mask, mask
+        before, self.mask = self.mask, None  # made when a layer first asks
         try:
-            yield
+            with super().bind(routes):
+                yield
         finally:
             self.mask = before
 
@@ -200,25 +195,36 @@ def checkpoint_contexts(model: Any) -> tuple[AbstractContextManager[None], Abstr
     """
     binding: _AdapterBinding = model.routing
     captured = _Captured(binding)
-    return captured, captured.again()
+    return captured, _Again(captured)
 
 
 class _Captured(AbstractContextManager[None]):
-    """Remembers the binding of a forward pass, to be entered again when it is recomputed."""
+    """Remembers what is bound while a layer is computed."""
+
+    mask: Tensor | None = None
 
     def __init__(self, binding: _AdapterBinding):
-        self.binding = binding
-        self.routes = binding.routes
+        self.binding, self.routes = binding, binding.routes
 
     def __exit__(self, *_: object) -> None:
         # Made by the first layer that asked, and the same for all of them.
         self.mask = self.binding.mask
 
-    @contextmanager
-    def again(self) -> Iterator[None]:
-        assert self.routes is not None
-        with self.binding.bind(self.routes), self.binding.bind_mask(self.mask):
-            yield
+
+class _Again(AbstractContextManager[None]):
+    """Binds that again, as often as it is entered: once for every backward pass through the layer."""
+
+    def __init__(self, captured: _Captured):
+        self.captured = captured
+        self._before: list[tuple[Tensor | None, Tensor | None]] = []
+
+    def __enter__(self) -> None:
+        binding, captured = self.captured.binding, self.captured
+        self._before.append((binding.routes, binding.mask))
+        binding.routes, binding.mask = captured.routes, captured.mask
+
+    def __exit__(self, *_: object) -> None:
+        self.captured.binding.routes, self.captured.binding.mask = self._before.pop()
 
 
 def adapter_parameters(model: Any, adapter: str) -> list[nn.Parameter]:

@@ -5,75 +5,25 @@ scaled by the batch instead of the group, samples that can move nothing are left
 whose log-probs are not the trainer's is made up for (`importance`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from unbraid.chat.types import Mode
-from unbraid.learn.advantages import Scale, group_advantages
+from unbraid.learn.advantages import group_advantages
 from unbraid.learn.batch import MODES, TokenBatch, collate, think_share
+from unbraid.learn.config import LearnConfig
 from unbraid.learn.constraint import Constraint
+from unbraid.learn.fast import score
 from unbraid.learn.importance import importance_weights, mismatch_metrics, sequence_logprobs, to_targets
 from unbraid.learn.isolation import backward
-from unbraid.learn.objective import Averaging, Scores, kl_terms, policy_terms, score_tokens, token_weights
-from unbraid.learn.schedule import Decay, rate_at
+from unbraid.learn.objective import Scores, kl_terms, policy_terms, token_weights
+from unbraid.learn.profile import Profile
+from unbraid.learn.schedule import rate_at
 from unbraid.policy import Policy
 from unbraid.rollout.trajectory import Trajectory
-
-
-class LearnConfig(BaseModel):
-    """The RL step. Unpublished for AutoTool unless marked; defaults are what the lab supports."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    steps: int = Field(default=100, ge=1)
-    """Rollout-and-update iterations."""
-    learning_rate: float = Field(default=1e-6, gt=0)
-    """Peak of AdamW's rate (peers' value for full fine-tuning of 7B models)."""
-    ramp_steps: int = Field(default=0, ge=0)
-    """Steps of linear rise to the peak."""
-    decay: Decay = "constant"
-    """What the rate does after the rise: held, or down to 5 % of the peak."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Of AdamW."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradient norm at which clipping starts."""
-    advantage_scale: Scale = "batch"
-    """`group` is GRPO (and the paper); `batch` keeps what is at stake in a prompt, see docs/concepts.md."""
-    clip_low: float = Field(default=0.2, gt=0)
-    clip_high: float = Field(default=0.2, gt=0)
-    """PPO clip: ratios beyond [1 − low, 1 + high] get no gradient."""
-    averaging: Averaging = "sample"
-    """Mean over each response and then over samples (paper), or over all tokens."""
-    mode_weight: float = Field(default=1.0, gt=0)
-    """Weight of the choice of mode in the policy term; every other token has 1. It is one token among dozens and is
-    learned slowly without. Source of the idea: the separate control-token loss of Thinkless (arXiv 2505.13379)."""
-    kl: float = Field(default=0.0, ge=0)
-    """Coefficient of KL to the start of training (k3). The paper quotes none."""
-    importance: Literal["auto", "always", "never"] = "auto"
-    """Weights on sampled tokens where the sampler's log-probs are not the trainer's (truncated importance sampling).
-    `auto`: in the steps whose sampler was measured to be further off than rounding. Choice: a sampler that agrees
-    needs no second old policy."""
-    importance_cap: float = Field(default=2.0, ge=1)
-    """Largest such weight. Source: verl's and ms-swift's default."""
-    epochs: int = Field(default=1, ge=1)
-    """Passes over each batch of trajectories."""
-    minibatches: int = Field(default=1, ge=1)
-    """Optimiser steps per pass."""
-    micro_batch: int = Field(default=16, ge=1)
-    """Samples per forward pass: memory only, never the result."""
-    skip_dead: bool = True
-    """Leave samples without advantage out of the forward pass when no entropy or KL term needs them."""
-
-    probe_every: int = Field(default=0, ge=0)
-    """Steps between forced-mode probes of what thinking is worth; 0 = never. Costs two responses per prompt."""
-    stop_on_collapse: bool = False
-    """End the run when one mode has vanished for good."""
-
 
 SUMS: tuple[str, ...] = ("loss", "grad_norm", "clip_share", "clip_share/think", "clip_share/no_think", "kl")
 """What an optimiser step adds up to be logged. Clip shares by mode are parts of the whole, of all sampled tokens."""
@@ -81,10 +31,11 @@ SUMS: tuple[str, ...] = ("loss", "grad_norm", "clip_share", "clip_share/think", 
 
 @dataclass
 class Update:
-    """What an update did: metrics to log, and the reason if there was nothing to learn from."""
+    """What an update did: metrics to log, the reason if there was nothing to learn from, `Profile.metrics`."""
 
     metrics: dict[str, float]
     nothing: str = ""
+    costs: dict[str, float] = field(default_factory=dict)
 
 
 def make_optimiser(policy: Policy, config: LearnConfig) -> torch.optim.Optimizer:
@@ -123,8 +74,10 @@ def update(
     corrected = config.importance == "always" or (config.importance == "auto" and correct)
     cap = config.importance_cap if corrected else None
     pieces = _pieces(policy, trajectories, advantages, constraints, config)
-    pieces = _with_logprobs(policy, pieces, config, temperature, before=corrected and len(rounds) > 1)
-    work = _Work(policy, trajectories, advantages, pieces, constraints, config, temperature, cap)
+    profile = Profile(policy.device)
+    before = corrected and len(rounds) > 1
+    pieces = _with_logprobs(policy, pieces, config, temperature, profile, before=before)
+    work = _Work(policy, trajectories, groups, advantages, pieces, constraints, config, temperature, cap, profile)
     rate = rate_at(step, config.steps, config.learning_rate, config.ramp_steps, config.decay)
     for setting in optimiser.param_groups:
         setting["lr"] = rate
@@ -144,7 +97,7 @@ def update(
     metrics |= seen.metrics(cap)
     if not config.kl:
         del metrics["kl"]
-    return Update(metrics, _why_nothing(rewards, advantages, constraints, config))
+    return Update(metrics, _why_nothing(rewards, advantages, constraints, config), profile.metrics(policy.model))
 
 
 @dataclass(frozen=True)
@@ -191,12 +144,14 @@ class _Work:
 
     policy: Policy
     trajectories: Sequence[Trajectory]
+    groups: np.ndarray
     advantages: np.ndarray
     pieces: Sequence[_Piece]
     constraints: Sequence[Constraint]
     config: LearnConfig
     temperature: float
     cap: float | None
+    profile: Profile
 
 
 def _optimiser_step(
@@ -211,13 +166,11 @@ def _optimiser_step(
         tokens=float(sum(t.sampled.sum() for t in minibatch)),
     )
     share = think_share(minibatch)
-    # Short with short: less padding. Ties keep their order, so that it is a function of the batch alone.
-    pieces = sorted((p for p in work.pieces if p.row in members), key=lambda p: len(p.sequence.ids))
+    pieces = [p for p in work.pieces if p.row in members]
     sums = dict.fromkeys(SUMS, 0.0)
     policy.model.train()
     optimiser.zero_grad(set_to_none=True)
-    for first in range(0, len(pieces), config.micro_batch):
-        part = pieces[first : first + config.micro_batch]
+    for part in _micro_batches(pieces, work.groups, config):
         references, before = [p.reference for p in part], [p.before for p in part if p.before is not None]
         batch = collate(
             [p.sequence for p in part],
@@ -229,24 +182,53 @@ def _optimiser_step(
             [p.tokens for p in part],
             policy.router,
         ).to(policy.device)
-        scores = score_tokens(policy.model, batch, work.temperature, modes.choice_ids)
-        loss = micro_batch_loss(
-            scores,
-            batch,
-            work.constraints,
-            config,
-            totals,
-            sums,
-            cap=work.cap,
-            before=to_targets(before).to(policy.device) if before else None,
-            seen=seen,
-        )
-        backward(policy.model, loss, scores.with_gradient, batch.owners)
+        with work.profile("forward"):
+            scores = score(policy, batch, work.temperature, config.fast, work.profile)
+            loss = micro_batch_loss(
+                scores,
+                batch,
+                work.constraints,
+                config,
+                totals,
+                sums,
+                cap=work.cap,
+                before=to_targets(before).to(policy.device) if before else None,
+                seen=seen,
+            )
+        with work.profile("backward"):
+            backward(policy.model, loss, scores.with_gradient, batch.owners)
     if pieces:
-        parameters = [p for _, p in policy.trainable()]
-        sums["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
-        optimiser.step()
+        with work.profile("optimiser"):
+            parameters = [p for _, p in policy.trainable()]
+            sums["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
+            optimiser.step()
     return sums
+
+
+def _micro_batches(pieces: Sequence[_Piece], groups: np.ndarray, config: LearnConfig) -> Iterator[list[_Piece]]:
+    """Sequences that go through the model together, in an order that is a function of the batch alone.
+
+    Plain: short with short, for there is less padding then. Fast: whole groups, which have a prompt to share, short
+    groups first; as many sequences as padded take no more than `config.micro_batch` of the longest.
+    """
+    lengths = [len(p.sequence.ids) for p in pieces]
+    longest: dict[int, int] = {}
+    for p, length in zip(pieces, lengths, strict=True):
+        longest[groups[p.row]] = max(longest.get(groups[p.row], 0), length)
+    order = sorted(range(len(pieces)), key=lambda i: lengths[i])
+    if config.fast:
+        order.sort(key=lambda i: (longest[groups[pieces[i].row]], groups[pieces[i].row]))
+    room = config.micro_batch * max(lengths, default=0)
+    part: list[_Piece] = []
+    widest = 0
+    for i in order:
+        widest = max(widest, lengths[i])
+        if part and (widest * (len(part) + 1) > room if config.fast else len(part) == config.micro_batch):
+            yield part
+            part, widest = [], lengths[i]
+        part.append(pieces[i])
+    if part:
+        yield part
 
 
 @dataclass(frozen=True)
@@ -360,16 +342,17 @@ def _pieces(
 
 
 def _with_logprobs(
-    policy: Policy, pieces: list[_Piece], config: LearnConfig, temperature: float, *, before: bool
+    policy: Policy, pieces: list[_Piece], config: LearnConfig, temperature: float, profile: Profile, *, before: bool
 ) -> list[_Piece]:
     """The pieces with their log-probs under the reference if there is a KL term, and, if asked for, `before`."""
     sequences = [p.sequence for p in pieces]
     if config.kl:
-        with policy.reference():
-            found = sequence_logprobs(policy, sequences, config.micro_batch, temperature)
+        with profile("reference"), policy.reference():
+            found = sequence_logprobs(policy, sequences, config.micro_batch, temperature, config.fast)
         pieces = [replace(p, reference=values) for p, values in zip(pieces, found, strict=True)]
     if before:
-        found = sequence_logprobs(policy, sequences, config.micro_batch, temperature)
+        with profile("before"):
+            found = sequence_logprobs(policy, sequences, config.micro_batch, temperature, config.fast)
         pieces = [replace(p, before=values) for p, values in zip(pieces, found, strict=True)]
     return pieces
 

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from unbraid.learn.batch import collate
-from unbraid.learn.objective import score_tokens
+from unbraid.learn.fast import score
 from unbraid.policy import Policy
 from unbraid.rollout.probe import Gap
 from unbraid.rollout.trajectory import Trajectory
@@ -40,7 +40,7 @@ from unbraid.rollout.trajectory import Trajectory
 
 @torch.no_grad()
 def sequence_logprobs(
-    policy: Policy, sequences: Sequence[Trajectory], micro_batch: int, temperature: float
+    policy: Policy, sequences: Sequence[Trajectory], micro_batch: int, temperature: float, fast: bool = True
 ) -> list[np.ndarray]:
     """Log-probs of the sampled tokens of every sequence under the weights that the policy holds now.
 
@@ -48,6 +48,7 @@ def sequence_logprobs(
 
     Args:
         sequences: trajectories of one sequence each (`Trajectory.split`).
+        fast: as `learn.fast`.
 
     Returns:
         (T,) float64 each, as `Trajectory.logprobs`: nats, 0 where nothing was sampled.
@@ -57,7 +58,7 @@ def sequence_logprobs(
         part = sequences[first : first + micro_batch]
         batch = collate(part, np.zeros(len(part)), policy.format.modes.position, router=policy.router)
         batch = batch.to(policy.device)
-        scores = score_tokens(policy.model, batch, temperature, policy.format.modes.choice_ids)
+        scores = score(policy, batch, temperature, fast)
         for row, sequence in enumerate(part):
             of_targets = scores.logprobs[row, : len(sequence.ids) - 1].cpu().numpy()
             found.append(np.concatenate([[0.0], of_targets]))

@@ -28,8 +28,8 @@ from unbraid.learn.episode_json import dump_episode, load_episode
 from unbraid.rollout.trajectory import Finish, Response, Trajectory
 
 METRICS, NOTES, ROLLOUTS = "metrics.jsonl", "notes.jsonl", "rollouts"
-WALL_CLOCK = ("seconds/", "tokens_per_s/", "time")
-"""Prefixes of the keys whose values depend on the clock: two equal runs differ here and nowhere else."""
+WALL_CLOCK = ("seconds/", "tokens_per_s/", "memory/", "mfu/", "time")
+"""Prefixes of the keys whose values depend on clock and machine: two equal runs differ here and nowhere else."""
 
 Level = Literal["info", "warning"]
 Row = dict[str, Any]

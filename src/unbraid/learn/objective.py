@@ -49,21 +49,28 @@ def score_tokens(model: Any, batch: TokenBatch, temperature: float, choice_ids: 
     chosen = logp.gather(-1, batch.ids[:, first + 1 :][where][:, None])[:, 0]
     # A token whose probability underflows to 0 has log-prob −inf; its share of the entropy is 0, not NaN.
     entropy = -(logp.exp() * logp.clamp(min=-1e4)).sum(-1)
-    at_choice = batch.choice[:, first:][where]
-    pair = logp[at_choice][:, list(choice_ids)]
+    pair = logp[batch.choice[:, first:][where]][:, list(choice_ids)]
+    return spread_scores(batch, chosen, entropy, pair)
+
+
+def spread_scores(batch: TokenBatch, logprobs: Tensor, entropy: Tensor, pair: Tensor) -> Scores:
+    """What was found at N sampled targets, and at C of them that are choices, laid out like the batch.
+
+    Args:
+        logprobs, entropy: (N,). pair: (C, 2), log-probs of the (think, no_think) id.
+    """
     two_way = torch.log_softmax(pair, dim=-1)
-    outside = 1 - pair.detach().exp().sum(-1)
 
     def spread(values: Tensor, mask: Tensor) -> Tensor:
         full = torch.zeros(batch.sampled.shape, dtype=values.dtype, device=values.device)
         return full.masked_scatter(mask, values)
 
     return Scores(
-        logprobs=spread(chosen, batch.sampled),
+        logprobs=spread(logprobs, batch.sampled),
         entropy=spread(entropy, batch.sampled),
         choice_entropy=spread(-(two_way.exp() * two_way).sum(-1), batch.choice),
         choice_think=spread(two_way[:, 0].exp(), batch.choice),
-        choice_outside=spread(outside, batch.choice),
+        choice_outside=spread(1 - pair.detach().exp().sum(-1), batch.choice),
     )
 
 

@@ -131,7 +131,7 @@ class Training:
                 # Read after the rollout: before it the servers may not have had these weights yet.
                 correct=self.served is not None and self.served.correct,
             )
-        metrics = rollout_metrics(trajectories) | result.metrics
+        metrics = rollout_metrics(trajectories) | result.metrics | result.costs
         for name in [name for name in metrics if name.startswith("learn/entropy")]:
             learned, drawn = metrics.pop(name), name.removeprefix("learn/")
             # Servers do not tell entropies: those that the trainer found of what it learned from are the next best.

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unbraid.policy.control_routers import ControlRouter
+from unbraid.policy.control_routers import Control, ControlRouter
 from unbraid.tokens import NONE, Delimiter, Role, RoleAutomaton, Router, written_mask, written_spans
 
 THINK = Delimiter("think", 10, 11, Role.REASONING)
@@ -102,7 +102,8 @@ def test_controls_say_nothing_of_the_role():
     ids = rng.choice([0, 1, 7, 10, 11, 20, 21], size=(4000, 30))
     written = np.arange(30) >= rng.integers(1, 12, size=(4000, 1))
     roles = TWO.route(ids, written)[written]
-    for control, limit in (("position", 0.002), ("prompt", 0.0005)):
+    limits: tuple[tuple[Control, float], ...] = (("position", 0.002), ("prompt", 0.0005))
+    for control, limit in limits:
         routes = ControlRouter(TWO, control).route(ids, written)[written]
         joint = np.array([[np.mean((roles == a) & (routes == b)) for b in (0, 1)] for a in (0, 1)])
         expected = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)

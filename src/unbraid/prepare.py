@@ -10,6 +10,7 @@ from unbraid.chat.types import Mode
 from unbraid.data import fit_prompts, read_tasks, split_tasks
 from unbraid.errors import DataError
 from unbraid.policy import Policy
+from unbraid.policy.two_agents import TwoAgents
 from unbraid.recipe import Recipe
 from unbraid.rollout.episodes import EpisodeRoll, Player
 from unbraid.rollout.fleet import Fleet
@@ -132,9 +133,14 @@ def roll_of(recipe: Recipe, policy: Policy, acts_in: Environment | None = None, 
         assert fleet
         return ServedSampler(fleet, policy, rollout.max_batch, temperature)
 
+    def slots(temperature: float) -> SlotSampler:
+        return SlotSampler(policy, rollout.max_batch, temperature)
+
     if recipe.environment is None:
-        local = LocalSampler(policy, rollout.max_batch)
-        sampler = SingleSampler(policy.format, served) if fleet else local
+        if fleet or isinstance(policy.model, TwoAgents):
+            sampler = SingleSampler(policy.format, served if fleet else slots)
+        else:
+            sampler = LocalSampler(policy, rollout.max_batch)
         return SingleStep(sampler, policy.format, reward_function(recipe.reward), rollout.max_new_tokens)
     player = Player(
         acts_in or environment(recipe.environment.name),
@@ -143,9 +149,7 @@ def roll_of(recipe: Recipe, policy: Policy, acts_in: Environment | None = None, 
         recipe.reward,
         rollout.max_new_tokens,
     )
-    return EpisodeRoll(
-        player, served if fleet else lambda temperature: SlotSampler(policy, rollout.max_batch, temperature)
-    )
+    return EpisodeRoll(player, served if fleet else slots)
 
 
 @contextmanager

@@ -54,8 +54,8 @@ class TokenBatch:
         return len(self.ids)
 
     def to(self, device: torch.device) -> "TokenBatch":
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return TokenBatch(**{name: None if value is None else value.to(device) for name, value in values.items()})
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return TokenBatch(**{name: tensor.to(device) for name, tensor in tensors.items()})
 
 
 def collate(

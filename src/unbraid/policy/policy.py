@@ -18,7 +18,9 @@ from unbraid.errors import ModelError
 from unbraid.plugins import call, names_code
 from unbraid.policy.routed_lora import Binding, Routes, checkpoint_contexts, route_adapters
 from unbraid.policy.routing import RoutingConfig, make_router
-from unbraid.tokens import ROUTING_FILE, Role, RoleAutomaton, Router
+from unbraid.policy.saving import load_model, save_model
+from unbraid.policy.two_agents import TwoAgents
+from unbraid.tokens import Role, RoleAutomaton
 
 
 class AdapterConfig(BaseModel):
@@ -51,6 +53,8 @@ class ModelConfig(BaseModel):
     """`cpu`, `cuda`, `cuda:1`, …; `auto` takes the first GPU if there is one."""
     adapter: AdapterConfig | None = None
     """None trains every weight."""
+    two_agents: bool = False
+    """Two such models instead of one, for reasoning and for actions: a baseline, at twice the cost."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     attention: str = "sdpa"
@@ -125,42 +129,23 @@ class Policy:
     def save(self, path: str | Path) -> None:
         """Write a folder that stock transformers (or PEFT, for an adapter) loads, tokenizer and template included.
 
-        Of routed adapters each has a folder of its own in it, which stock PEFT loads, beside `tokens.ROUTING_FILE`.
+        Of routed adapters each has a folder of its own in it, which stock PEFT loads, beside `tokens.ROUTING_FILE`; of
+        two agents each has a folder of its own.
         """
         self.save_weights(path)
         self.format.save(path)
 
     def save_weights(self, path: str | Path) -> None:
         """`save` without tokenizer and template."""
-        self.model.save_pretrained(path)
-        if isinstance(self.router, Router):
-            self.router.save(path)
+        save_model(self.model, path)
 
-    @torch.no_grad()
     def load_weights(self, path: str | Path) -> None:
         """Take over the weights that `save` wrote, exactly: the adapters', or all of them.
 
         Raises:
             ModelError: the folder's adapters are routed otherwise than these.
         """
-        if self.has_adapter:
-            import peft
-
-            if isinstance(self.router, Router) and (Path(path) / ROUTING_FILE).exists():
-                saved, own = Router.load(path).to_json(), self.router.to_json()
-                if differing := sorted(key for key in own if saved.get(key) != own[key]):
-                    raise ModelError(
-                        f"{path} is routed otherwise ({', '.join(differing)}): take the recipe of the run that saved it"
-                    )
-            for name in self.router.adapters if self.router else ("default",):
-                folder = Path(path) / name if self.router else Path(path)
-                weights = peft.load_peft_weights(str(folder), device=str(self.device))
-                peft.set_peft_model_state_dict(self.model, weights, adapter_name=name)
-            return
-        # Through from_pretrained, which knows shards, tied weights and renamed keys.
-        saved = type(self.model).from_pretrained(path, dtype=self.model.dtype).state_dict()
-        for name, value in self.model.state_dict().items():
-            value.copy_(saved[name])
+        load_model(self.model, path)
 
 
 def load_policy(config: ModelConfig, chat: ChatConfig) -> Policy:
@@ -184,9 +169,11 @@ def load_policy(config: ModelConfig, chat: ChatConfig) -> Policy:
         model.resize_token_embeddings(len(tokenizer))
     if config.adapter:
         model = add_adapter(model, config.adapter, format.automaton)
+    if config.two_agents:
+        model = TwoAgents.of(model, _agents_router(config, format))
     if config.gradient_checkpointing:
         options: dict[str, Any] = {"use_reentrant": False}
-        if hasattr(model, "routing"):
+        if config.adapter and config.adapter.routing:
             options["context_fn"] = partial(checkpoint_contexts, model)
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
         model.enable_input_require_grads()
@@ -264,6 +251,12 @@ def add_adapter(model: Any, config: AdapterConfig, automaton: RoleAutomaton | No
     if router and config.routing:
         route_adapters(model, router, strict=config.routing.isolation == "strict")
     return model
+
+
+def _agents_router(config: ModelConfig, format: ChatFormat) -> Routes:
+    if config.adapter and config.adapter.routing:
+        raise ModelError("model.two_agents and model.adapter.routing are two ways to one end: set one of them")
+    return make_router(RoutingConfig(), format.automaton)
 
 
 def written_by_model(roles: ArrayLike) -> NDArray[np.bool_]:

@@ -22,8 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from peft.tuners.lora.layer import Linear, LoraLayer
-from peft.tuners.lora.variants import LoraVariant
+from peft.tuners.lora.layer import Linear, LoraLayer, LoraVariant
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -122,10 +121,6 @@ class RoutedVariant(LoraVariant):
 
     def __init__(self, binding: _AdapterBinding):
         self.binding = binding
-
-    @staticmethod
-    def init(module: Any, adapter_name: str, config: Any, **kwargs: Any) -> None:
-        """Nothing beside the adapter's own weights."""
 
     def forward(self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The layer's output with the adapters' parts, (B, T, out). `x` comes in the adapters' dtype."""

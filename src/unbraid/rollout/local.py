@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from unbraid.errors import ModelError
 from unbraid.policy import Policy
 from unbraid.policy.routed_lora import routed
+from unbraid.policy.two_agents import TwoAgents
 from unbraid.rollout.cache import growing_cache
 from unbraid.rollout.context import Drawn
 from unbraid.rollout.drawing import draw_tokens
@@ -31,9 +33,16 @@ class LocalSampler:
     Args:
         policy: sampled as it is at each call: after an optimiser step there is nothing to sync.
         max_batch: most rows decoded together.
+
+    Raises:
+        ModelError: the policy is of two agents.
     """
 
     def __init__(self, policy: Policy, max_batch: int = 512):
+        if isinstance(policy.model, TwoAgents):
+            raise ModelError(
+                "two agents are sampled by slots only (rollout.slots): this sampler's cache is one model's"
+            )
         self.policy = policy
         self.max_batch = max_batch
 

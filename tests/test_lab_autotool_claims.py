@@ -12,10 +12,11 @@ from unbraid.lab.autotool.cells import Cell, CellResult, Part, plan
 from unbraid.lab.autotool.goal import oracle, reached
 from unbraid.lab.autotool.methods import CLAIM_SHARE, METHODS
 from unbraid.lab.autotool.page import phase_picture, summary, write_claims
-from unbraid.lab.autotool.paired import SETTINGS, Setting, by_base, coverage, t_intervals, units
+from unbraid.lab.autotool.paired import SETTINGS, Setting, coverage, t_intervals, units
 from unbraid.lab.autotool.table import Claims, as_json, claims_of, last_line
 from unbraid.lab.autotool.terminal import tables
-from unbraid.lab.autotool.verdicts import CLAIMS, Claim, Ruling, judge, judge_all
+from unbraid.lab.autotool.verdicts import CLAIMS, judge_all
+from unbraid.lab.claims import Claim, Ruling, by_base, judge
 from unbraid.lab.starts import Start
 
 

@@ -47,13 +47,15 @@ def new_model(seed: int) -> LlamaForCausalLM:
     return word_model(calls_tokenizer().get_vocab(), 96, seed)
 
 
-def word_model(vocabulary: Mapping[str, int], hidden: int, seed: int) -> LlamaForCausalLM:
-    """An untrained Llama of three layers over a vocabulary of words; the seed decides its weights."""
+def word_model(
+    vocabulary: Mapping[str, int], hidden: int, seed: int, layers: int = 3, intermediate: int = 256
+) -> LlamaForCausalLM:
+    """An untrained Llama over a vocabulary of words; the seed decides its weights."""
     config = LlamaConfig(
         vocab_size=len(vocabulary),
         hidden_size=hidden,
-        intermediate_size=256,
-        num_hidden_layers=3,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=256,

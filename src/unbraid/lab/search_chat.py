@@ -11,6 +11,8 @@ Every line from the second on that is no observation is a response of its own. T
 stand, as they do in the tokenizers of large models.
 """
 
+from collections.abc import Sequence
+
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -48,7 +50,12 @@ CHAT = ChatConfig(
 
 def search_tokenizer() -> PreTrainedTokenizerFast:
     """One id per word, the same ids in every world."""
-    vocabulary = {word: i for i, word in enumerate((PAD, UNKNOWN, STOP, *TAGS, *WORDS))}
+    return tagged_tokenizer(WORDS)
+
+
+def tagged_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer of this way of writing over other words: the tags first, one id per word."""
+    vocabulary = {word: i for i, word in enumerate((PAD, UNKNOWN, STOP, *TAGS, *words))}
     core = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
     core.pre_tokenizer = WhitespaceSplit()
     core.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])

@@ -15,7 +15,7 @@ from unbraid.lab.autotool.methods import CLAIM_SHARE, CLAIM_START, METHODS, SWEP
 from unbraid.lab.autotool.paired import units
 from unbraid.lab.autotool.table import HEADLINE, Claims
 from unbraid.lab.autotool.terminal import collapse
-from unbraid.lab.autotool.verdicts import ENOUGH_BASES
+from unbraid.lab.claims import ENOUGH_BASES
 from unbraid.lab.measure import MAX_NEW_TOKENS
 from unbraid.learn.log import read_rollouts
 from unbraid.report import figures

@@ -1,9 +1,4 @@
-"""Intervals with the base model as the unit, and how often they hold what they should.
-
-Tasks, seeds and responses of one base share its weights and its world: only bases are independent. So a measure is
-averaged over the seeds of a base first, and Student's t over bases makes the interval. `coverage` says how far that
-can be trusted with so few of them.
-"""
+"""The claims run's results by base and seed, and how often intervals over so few bases hold what they should."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from unbraid.evaluate.statistics import CONFIDENCE, Estimate, mean_over_runs
+from unbraid.evaluate.statistics import CONFIDENCE
 from unbraid.lab.autotool.cells import CellResult
 from unbraid.lab.starts import Start
 
@@ -30,22 +25,6 @@ def units(results: Iterable[CellResult], start: Start, share: float) -> dict[tup
         if (cell.start, cell.share) == (start, share):
             found.setdefault((cell.base, cell.seed), {})[cell.method] = result
     return dict(sorted(found.items()))
-
-
-def by_base(found: Mapping[tuple[int, int], Unit], measure: Measure) -> dict[int, float]:
-    """The measure of each base, averaged over those of its seeds that have everything it needs."""
-    values: dict[int, list[float]] = {}
-    for (base, _), unit in found.items():
-        try:
-            values.setdefault(base, []).append(measure(unit))
-        except KeyError:
-            continue
-    return {base: float(np.mean(seeds)) for base, seeds in values.items() if seeds}
-
-
-def estimate(values: Mapping[int, float]) -> Estimate | None:
-    """Mean and t interval over bases; no interval from a single one, None from none."""
-    return mean_over_runs(list(values.values())) if values else None
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from unbraid.evaluate.statistics import Estimate
 from unbraid.lab.autotool.cells import Cell, CellResult, Part
 from unbraid.lab.autotool.goal import Reached, all_reached, oracle
 from unbraid.lab.autotool.methods import CLAIM_SHARE, CLAIM_START, METHODS, SWEPT, predicted_collapse
-from unbraid.lab.autotool.paired import SETTINGS, Coverage, Unit, by_base, coverage, estimate, units
-from unbraid.lab.autotool.verdicts import ENOUGH_BASES, Verdict, judge_all
+from unbraid.lab.autotool.paired import SETTINGS, Coverage, Unit, coverage, units
+from unbraid.lab.autotool.verdicts import judge_all
+from unbraid.lab.claims import ENOUGH_BASES, Verdict, by_base, estimate
 from unbraid.lab.starts import Start
 
 HEADLINE = ("distilled", "plain", "autotool_published", "recommended")

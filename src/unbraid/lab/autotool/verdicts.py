@@ -1,86 +1,16 @@
 """The paper's claims, each as a number that this world can give, and what it gave.
 
-A claim's number is computed per base; its interval is over bases (`paired`). The lines that decide were fixed before
-the run. Thirteen intervals of 95 % are read at once, none corrected for it: one false "seen" or "opposite" among them
+A claim's number is computed per base, its interval is over bases (`lab.claims`). The lines that decide were fixed
+before the run. Thirteen intervals of 95 % are read at once, none corrected for it: one false "seen" or "opposite" among them
 is no surprise.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Sequence
 
-from unbraid.evaluate.statistics import Estimate
 from unbraid.lab.autotool.cells import CellResult
 from unbraid.lab.autotool.methods import CLAIM_SHARE, CLAIM_START, COLLAPSED
-from unbraid.lab.autotool.paired import Measure, Unit, by_base, estimate, units
-
-ENOUGH_BASES = 6
-
-
-class Ruling(StrEnum):
-    """What a claim came to. TOO_FEW: fewer than `ENOUGH_BASES` bases, whatever their numbers say."""
-
-    SEEN = "seen"
-    NOT_SEEN = "not seen"
-    OPPOSITE = "opposite"
-    TOO_FEW = "too few bases to say"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What the paper says, and how it is put to the test.
-
-    measure: a number per base and seed. It is seen if the whole interval lies beyond `line` on the claimed side (above
-        if `more`), opposite if it lies beyond `against` on the other; by default both lines are one.
-    scale, digits: how it is printed. note: what to know when reading it.
-    """
-
-    name: str
-    says: str
-    number: str
-    measure: Measure
-    more: bool = True
-    line: float = 0.0
-    against: float | None = None
-    scale: float = 1.0
-    digits: int = 1
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A claim, its number for each base, and what follows."""
-
-    claim: Claim
-    values: Mapping[int, float]
-    estimate: Estimate | None
-    ruling: Ruling
-
-    @property
-    def shown(self) -> str:
-        """The number with its interval and how many bases it is from."""
-        if self.estimate is None:
-            return "not run"
-        e, scale, digits = self.estimate, self.claim.scale, self.claim.digits
-        text = f"{scale * e.value:.{digits}f}"
-        if e.low is not None and e.high is not None:
-            text += f" ({scale * e.low:.{digits}f} … {scale * e.high:.{digits}f})"
-        return f"{text}, {e.n} base{'s' if e.n != 1 else ''}".replace("-", "\N{MINUS SIGN}")
-
-
-def judge(claim: Claim, values: Mapping[int, float]) -> Verdict:
-    """The verdict on a claim from its number for each base."""
-    found = estimate(values)
-    if found is None or found.n < ENOUGH_BASES or found.low is None or found.high is None:
-        return Verdict(claim, values, found, Ruling.TOO_FEW)
-    against = claim.line if claim.against is None else claim.against
-    if (found.low > claim.line) if claim.more else (found.high < claim.line):
-        ruling = Ruling.SEEN
-    elif (found.high < against) if claim.more else (found.low > against):
-        ruling = Ruling.OPPOSITE
-    else:
-        ruling = Ruling.NOT_SEEN
-    return Verdict(claim, values, found, ruling)
+from unbraid.lab.autotool.paired import Measure, Unit, units
+from unbraid.lab.claims import Claim, Verdict, by_base, judge
 
 
 def judge_all(results: Sequence[CellResult]) -> list[Verdict]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,11 @@ import peft
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from unbraid.tokens import Delimiter, Role, RoleAutomaton, Router
 
@@ -31,8 +35,15 @@ def make_router(**settings: Any) -> Router:
     return Router(automaton, adapters, "reasoning", ("action", sql), settings.pop("context", "reasoning"), **settings)
 
 
+ROUTERS = {
+    "paper": make_router(),
+    "none": make_router(context=None, sql="query"),
+    "shifted": make_router(boundary="shifted"),
+}
+
+
 def make_model(folder: Path, layers: int = 2, positions: int = 512) -> Path:
-    """A random Llama with heads of 32, keys and values shared by two."""
+    """A random Llama with heads of 32, keys and values shared by two, and a tokenizer of words w0, w1, …"""
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=128, intermediate_size=192, num_hidden_layers=layers, num_attention_heads=4,
         num_key_value_heads=2, head_dim=32, initializer_range=0.12, max_position_embeddings=positions,
@@ -41,6 +52,9 @@ def make_model(folder: Path, layers: int = 2, positions: int = 512) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         LlamaForCausalLM(config).save_pretrained(folder)
+    words = Tokenizer(WordLevel({f"w{number}": number for number in range(VOCABULARY)}, unk_token="w0"))
+    words.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
     return folder
 
 
@@ -62,10 +76,24 @@ def make_adapters(model: Path, folder: Path, router: Router, rank: int = 8, size
     return folder
 
 
+def save_routed(folder: Path, router: Router) -> Path:
+    """A routed adapter as a trainer saves it, but for the weights."""
+    for name in router.adapters:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "adapter_config.json").write_text("{}")
+    router.save(folder)
+    return folder
+
+
+def lora_of(folder: Path, number: int = 1) -> Any:
+    """What is read of vLLM's `LoRARequest`."""
+    return SimpleNamespace(lora_name=f"lora-{number}", lora_int_id=number, lora_path=str(folder))
+
+
 def naive_routes(
     ids: Sequence[int], written: Sequence[bool], router: Router, shift: int = 0, sticky: bool = False
 ) -> NDArray[np.int8]:
-    """Routes under Eq. 2 by one loop over the rules.
+    """Routes by one loop over the rules, under either boundary.
 
     Args:
         shift: positions by which the routes are late: a planted mistake.
@@ -76,14 +104,18 @@ def naive_routes(
     outside, context = names.index(router.outside), -1 if router.context is None else names.index(router.context)
     inside, routes = None, []
     for at, (token, mine) in enumerate(zip(ids, written, strict=True)):
+        before = inside
         if not mine:
             inside = None
         elif inside is None:
             inside = token if token in SPANS else None
         elif token == SPANS[inside] and not sticky:
             inside = None
-        model_goes_on = at + 1 == len(ids) or written[at + 1]
-        routes.append((outside if inside is None else of_span[inside]) if model_goes_on else context)
+        if router.boundary == "eq2":
+            writer, applies = inside, at + 1 == len(ids) or written[at + 1]
+        else:
+            writer, applies = before, mine
+        routes.append((outside if writer is None else of_span[writer]) if applies else context)
     return np.array([routes[max(at - shift, 0)] for at in range(len(routes))], dtype=np.int8)
 
 

@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,16 +112,26 @@ def change(policy: Policy, size: float, seed: int) -> None:
 
 @contextlib.contextmanager
 def serving(
-    model: str | Path, folder: Path, *, tokens: int, rank: int = 0, dtype: str = "float32", flags: Sequence[str] = ()
+    model: str | Path,
+    folder: Path,
+    *,
+    tokens: int,
+    rank: int = 0,
+    dtype: str = "float32",
+    flags: Sequence[str] = (),
+    routed: int = 0,
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
-    """A server as a run starts it, to be used by several fleets."""
+    """A server as a run starts it, to be used by several fleets. variables: further ones of its environment."""
     found = installation()
     what = Sampled(
         model=str(model), dtype=dtype, max_tokens=tokens, rank=rank, memory=1, sleep=False, devices="",
-        cpu=found.backend == "cpu",
+        cpu=found.backend == "cpu", routed=routed,
     )  # fmt: skip
     arguments, environment = sampling_flags(what, [*FLAGS, *flags])
-    with start_server(found, arguments, log=folder / "server.log", environment=environment) as server:
+    with start_server(
+        found, arguments, log=folder / "server.log", environment={**environment, **(variables or {})}
+    ) as server:
         yield server
 
 

@@ -74,6 +74,17 @@ def read_routed(name: str, number: int, path: str) -> Routed | None:
     )
 
 
+def routed_of(request: Any) -> Routed | None:
+    """The routed adapter that vLLM's `LoRARequest` names, if it is one; `request` may be None."""
+    return None if request is None else open_routed(request.lora_name, request.lora_int_id, request.lora_path)
+
+
+def told_by(request: Any) -> Any:
+    """What a request tells of its prompt; it may be vLLM's of any of its processes."""
+    extra = request.sampling_params.extra_args if request.sampling_params else None
+    return (extra or {}).get(WRITTEN)
+
+
 def prompt_written(router: Router, ids: Sequence[int], told: Any) -> NDArray[np.bool_]:
     """The mask, (T,), of what the model wrote in a prompt: as the request tells, or else by the router's turn markers.
 

@@ -17,24 +17,12 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
+from unbraid.vllm import routed_engine, routed_worker
 from unbraid.vllm.installation import SUPPORTED, is_supported
-from unbraid.vllm.routes import (
-    FURTHER,
-    WRITTEN,
-    BatchRoutes,
-    RequestRoutes,
-    Routed,
-    open_routed,
-    prompt_written,
-    read_routed,
-)
+from unbraid.vllm.routes import prompt_written, read_routed, routed_of, told_by
 
 ROUTED = "UNBRAID_ROUTED"
 """Variable that announces routed adapters to a server: what would be refused when one is loaded is refused at once."""
-NO_LORA_ON = ("embed_tokens", "lm_head")
-"""Modules whose adapters vLLM applies by request. Choice: refused, for nobody checked them token by token."""
 
 
 def asked_for() -> bool:
@@ -70,6 +58,8 @@ def _hooks() -> list[tuple[Any, str, Callable[..., Any]]]:
         BeamSearchSequence,
     )
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels  # pyright: ignore[reportMissingImports]
+    from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase  # pyright: ignore[reportMissingImports]
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU  # pyright: ignore[reportMissingImports]
     from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager  # pyright: ignore[reportMissingImports]
     from vllm.v1.core import block_pool, kv_cache_utils  # pyright: ignore[reportMissingImports]
     from vllm.v1.core.sched.scheduler import Scheduler  # pyright: ignore[reportMissingImports]
@@ -84,17 +74,20 @@ def _hooks() -> list[tuple[Any, str, Callable[..., Any]]]:
         (InputProcessor, "process_inputs", _process_inputs),
         (BeamSearchSequence, "get_prompt", _get_beam),
         (EngineCore, "add_lora", _add_lora),
-        (kv_cache_utils, "generate_block_hash_extra_keys", _extra_keys),
-        (block_pool, "generate_block_hash_extra_keys", _extra_keys),
-        (Scheduler, "schedule", _schedule),
-        (Scheduler, "_handle_blocked_waiting_request", _may_be_scheduled),
-        (LRUCacheWorkerLoRAManager, "add_adapter", _add_adapter),
-        (LRUCacheWorkerLoRAManager, "remove_adapter", _remove_adapter),
-        (LRUCacheWorkerLoRAManager, "pin_adapter", _pin_adapter),
-        (LoRAModelRunnerMixin, "list_loras", _list_loras),
-        (InputBatch, "add_request", _add_request),
-        (InputBatch, "remove_request", _remove_request),
-        (InputBatch, "make_lora_inputs", _make_lora_inputs),
+        (kv_cache_utils, "generate_block_hash_extra_keys", routed_engine.extra_keys),
+        (block_pool, "generate_block_hash_extra_keys", routed_engine.extra_keys),
+        (Scheduler, "schedule", routed_engine.schedule),
+        (Scheduler, "_handle_blocked_waiting_request", routed_engine.may_be_scheduled),
+        (LRUCacheWorkerLoRAManager, "add_adapter", routed_worker.add_adapter),
+        (LRUCacheWorkerLoRAManager, "remove_adapter", routed_worker.remove_adapter),
+        (LRUCacheWorkerLoRAManager, "pin_adapter", routed_worker.pin_adapter),
+        (LoRAModelRunnerMixin, "list_loras", routed_worker.list_loras),
+        (InputBatch, "add_request", routed_worker.add_request),
+        (InputBatch, "remove_request", routed_worker.remove_request),
+        (InputBatch, "make_lora_inputs", routed_worker.make_lora_inputs),
+        (PunicaWrapperBase, "__init__", routed_worker.init_kernels),
+        (PunicaWrapperBase, "_update_prefill_metadata", routed_worker.update_kernels),
+        (PunicaWrapperCPU, "_shrink_prefill", routed_worker.shrink),
     ]
 
 
@@ -105,11 +98,6 @@ def _amended(stock: Callable[..., Any], around: Callable[..., Any]) -> Callable[
 
     amended.__module__ = __name__
     return amended
-
-
-def _routed(request: Any) -> Routed | None:
-    """The routed adapter that a `LoRARequest` names, if it is one."""
-    return None if request is None else open_routed(request.lora_name, request.lora_int_id, request.lora_path)
 
 
 # What is refused.
@@ -182,13 +170,13 @@ def _process_inputs(stock: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     from vllm.exceptions import VLLMValidationError  # pyright: ignore[reportMissingImports]
 
     request = stock(self, *args, **kwargs)
-    if request.lora_request is None or (routed := _routed(request.lora_request)) is None:
+    if request.lora_request is None or (routed := routed_of(request.lora_request)) is None:
         return request
     problem = refusal(self.vllm_config, len(routed.numbers))
     if request.prompt_embeds is not None or request.pooling_params is not None or request.resumable:
         problem = "a routed adapter answers prompts of token ids, whole ones, with tokens: ask for those"
     try:
-        prompt_written(routed.router, request.prompt_token_ids or (), _told(request))
+        prompt_written(routed.router, request.prompt_token_ids or (), told_by(request))
     except ValueError as malformed:
         problem = problem or str(malformed)
     if problem:
@@ -199,155 +187,6 @@ def _process_inputs(stock: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
 def _get_beam(stock: Any, self: Any) -> Any:
     from vllm.exceptions import VLLMValidationError  # pyright: ignore[reportMissingImports]
 
-    if _routed(self.lora_request):  # each step is a request of its own, which knows nothing of who wrote its prompt
+    if routed_of(self.lora_request):  # each step is a request of its own, which knows nothing of who wrote its prompt
         raise VLLMValidationError("a routed adapter cannot be searched with beams: ask for samples instead")
     return stock(self)
-
-
-def _told(request: Any) -> Any:
-    """What a request says of its prompt; it may be vLLM's in any of its processes."""
-    extra = request.sampling_params.extra_args if request.sampling_params else None
-    return (extra or {}).get(WRITTEN)
-
-
-# Prefix cache.
-
-
-def _extra_keys(stock: Any, request: Any, start: int, end: int, start_mm: int) -> Any:
-    keys, next_mm = stock(request, start, end, start_mm)
-    routes = request.__dict__.get("_unbraid_routes")
-    if routes is None:
-        if (routed := _routed(request.lora_request)) is None:
-            return keys, next_mm
-        routes = RequestRoutes(routed.router, request.prompt_token_ids, _told(request))
-        request._unbraid_routes = routes
-    return (*(keys or ()), ("unbraid_routes", routes.between(request.all_token_ids, start, end))), next_mm
-
-
-# Scheduler.
-
-
-class _Charge:
-    """The slots that the adapters of the running requests take in one step: (adapter's number, slots)."""
-
-    def __init__(self) -> None:
-        self._counted = 0
-        self.slots: dict[int, int] = {}
-
-    def admits(self, request: Any, running: list[Any], most: int) -> bool:
-        """Whether a waiting request's adapter finds room. running only grows while a step is planned."""
-        for one in running[self._counted :]:
-            if one.lora_request is not None:
-                self.slots.setdefault(one.lora_request.lora_int_id, _slots_of(one.lora_request))
-        self._counted = len(running)
-        number = request.lora_request.lora_int_id
-        return number in self.slots or sum(self.slots.values()) + _slots_of(request.lora_request) <= most
-
-
-def _slots_of(request: Any) -> int:
-    routed = _routed(request)
-    return 1 if routed is None else len(routed.numbers)
-
-
-def _schedule(stock: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
-    self._unbraid_charge = _Charge()
-    return stock(self, *args, **kwargs)
-
-
-def _may_be_scheduled(stock: Any, self: Any, request: Any) -> bool:
-    if not stock(self, request):
-        return False
-    if self.lora_config is None or request.lora_request is None:
-        return True
-    if _routed(request.lora_request):
-        self._unbraid_routes = True
-    # Until the first routed request vLLM's own count is right.
-    return not self.__dict__.get("_unbraid_routes") or self._unbraid_charge.admits(
-        request, self.running, self.lora_config.max_loras
-    )
-
-
-# Worker: adapters.
-
-
-def _parts(routed: Routed) -> list[Any]:
-    """`LoRARequest`s of the ordinary adapters that a routed one consists of."""
-    from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
-
-    return [LoRARequest(*part) for part in zip(routed.names, routed.numbers, routed.folders, strict=True)]
-
-
-def _numbers_here(manager: Any, number: int) -> list[int]:
-    """The numbers of all adapters here that belong to the one with this number, itself included."""
-    return [one for one in manager.list_adapters() if one % FURTHER == number]
-
-
-def _add_adapter(stock: Any, self: Any, request: Any) -> bool:
-    routed = _routed(request)
-    if routed is None:
-        return stock(self, request)
-    try:
-        added = [stock(self, part) for part in _parts(routed)]
-        for number in routed.numbers:
-            modules = self._adapter_manager.get_adapter(number).loras
-            if wrong := [name for name in modules if name.rpartition(".")[2] in NO_LORA_ON]:
-                raise ValueError(f"{routed.names[0]}: {wrong[0]} cannot be routed: train adapters without it")
-    except Exception:
-        self.remove_adapter(routed.number)
-        raise
-    return all(added)
-
-
-def _remove_adapter(stock: Any, self: Any, number: int) -> bool:
-    for further in _numbers_here(self, number):
-        if further != number:
-            stock(self, further)
-    return stock(self, number)
-
-
-def _pin_adapter(stock: Any, self: Any, number: int) -> bool:
-    return all([stock(self, one) for one in _numbers_here(self, number)] or [stock(self, number)])
-
-
-def _list_loras(stock: Any, self: Any) -> set[int]:
-    return {number for number in stock(self) if number < FURTHER}
-
-
-# Worker: batch. `_unbraid_routes` of an InputBatch is there from its first routed request on.
-
-
-def _add_request(stock: Any, self: Any, request: Any) -> int:
-    row = stock(self, request)
-    if request.lora_request is not None and (routed := _routed(request.lora_request)):
-        routes = self.__dict__.setdefault("_unbraid_routes", BatchRoutes(self.max_num_reqs))
-        routes.add(request.req_id, routed, request.prompt_token_ids, request.output_token_ids, _told(request))
-        # What is counted here is active: the first has the number of the whole and takes its place.
-        self.lora_id_to_lora_request.update(zip(routed.numbers, _parts(routed), strict=True))
-    return row
-
-
-def _remove_request(stock: Any, self: Any, request: str) -> int | None:
-    row = stock(self, request)
-    routes = self.__dict__.get("_unbraid_routes")
-    routed = routes.drop(request) if routes else None
-    if routed and routed.number not in self.lora_id_to_request_ids:
-        for number in routed.numbers:
-            self.lora_id_to_lora_request.pop(number, None)
-    return row
-
-
-def _make_lora_inputs(stock: Any, self: Any, scheduled: Any, sampled: Any) -> Any:
-    routes = self.__dict__.get("_unbraid_routes")
-    if not routes:
-        return stock(self, scheduled, sampled)
-    rows = self.num_reqs
-    tokens, last = routes.numbers(
-        self._req_ids,
-        self.request_lora_mapping[:rows],
-        np.asarray(scheduled),
-        self.num_computed_tokens_cpu[:rows],
-        self.token_ids_cpu,
-    )
-    # Plain integers: vLLM looks each of them up in a dictionary.
-    active = set(self.lora_id_to_lora_request.values())
-    return tuple(last.repeat(sampled).tolist()), tuple(tokens.tolist()), active

@@ -23,6 +23,7 @@ from unbraid.learn.objective import Scores, kl_terms, policy_terms, token_weight
 from unbraid.learn.profile import Profile
 from unbraid.learn.schedule import rate_at
 from unbraid.policy import Policy
+from unbraid.policy.reduce import sum_counts, sum_gradients
 from unbraid.rollout.trajectory import Trajectory
 
 SUMS: tuple[str, ...] = ("loss", "grad_norm", "clip_share", "clip_share/think", "clip_share/no_think", "kl")
@@ -160,11 +161,8 @@ def _optimiser_step(
     """Gradients over all micro-batches of one minibatch, then one step."""
     policy, config, modes = work.policy, work.config, work.policy.format.modes
     minibatch, members = [work.trajectories[i] for i in rows], set(rows.tolist())
-    totals = Totals(
-        samples=len(minibatch),
-        responses=sum(len(t.responses) for t in minibatch),
-        tokens=float(sum(t.sampled.sum() for t in minibatch)),
-    )
+    responses, tokens = sum(len(t.responses) for t in minibatch), sum(t.sampled.sum() for t in minibatch)
+    totals = Totals(*sum_counts([len(minibatch), responses, tokens]))
     share = think_share(minibatch)
     pieces = [p for p in work.pieces if p.row in members]
     sums = dict.fromkeys(SUMS, 0.0)
@@ -197,9 +195,10 @@ def _optimiser_step(
             )
         with work.profile("backward"):
             backward(policy.model, loss, scores.with_gradient, batch.owners)
-    if pieces:
+    parameters = [p for _, p in policy.trainable()]
+    sum_gradients(parameters)
+    if any(p.grad is not None for p in parameters):
         with work.profile("optimiser"):
-            parameters = [p for _, p in policy.trainable()]
             sums["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
             optimiser.step()
     return sums

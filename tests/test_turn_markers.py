@@ -1,11 +1,15 @@
 """The router where it goes on from a state, and what it sees of the model's turns in a prompt."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from routed_adapters import END_TURN, ROUTERS, TURN, make_router, naive_routes
+from tiny import CHATML, NO_TOOLS, REACTING, SEARCH_TAGS, tiny_tokenizer
 
+from unbraid.chat.format import ChatConfig, ChatFormat
+from unbraid.chat.types import Answer, Mode
 from unbraid.tokens import Router, Turns, written_mask
 
 
@@ -48,7 +52,39 @@ def test_turn_markers(ids: list[int], spans: list[tuple[int, int]]):
 def test_turn_markers_are_saved(tmp_path: Path):
     router = make_router(turns=Turns((TURN, 7), (END_TURN,)))
     router.save(tmp_path)
+    assert json.loads((tmp_path / "routing.json").read_text()) == router.to_json()
     assert Router.load(tmp_path).turns == router.turns
     assert "turns" not in make_router().to_json() and Router.from_json(make_router().to_json()).turns is None
     with pytest.raises(ValueError, match="ids that open them and ids that close them"):
         Turns((), (1,))
+
+
+@pytest.mark.parametrize("template", [CHATML, REACTING, NO_TOOLS])
+def test_a_rendered_conversation_shows_what_the_model_wrote(template: str):
+    """The same stretches as in the tokens that were sampled: from where a response starts to its stop token."""
+    chat = ChatFormat.build(tiny_tokenizer(template), ChatConfig(preset="think-block"))
+    assert chat.turns
+    messages = [{"role": "user", "content": "<think> What is the weather?"}]
+    prompt = chat.prompt_ids(messages)
+    response = chat.response_ids(Answer(Mode.THINK, "I look.", (), "Sunny"))
+    spoken = [
+        *messages,
+        {"role": "assistant", "content": chat.decode(response[:-1])},
+        {"role": "user", "content": "And?"},
+    ]
+    ids = chat.prompt_ids(spoken)
+    assert ids[: len(prompt) + len(response)] == [*prompt, *response]
+    assert not chat.turns.written(prompt).any()
+    spans = [(len(prompt), len(prompt) + len(response))]
+    assert chat.turns.written(ids).tolist() == written_mask(len(ids), spans).tolist()
+    forced = chat.turns.written([*ids, *chat.prefix_ids(Mode.THINK)])
+    assert forced[len(ids) :].all() and not forced[spans[0][1] : len(ids)].any()
+
+
+def test_templates_that_show_no_turns():
+    observations = ChatFormat.build(
+        tiny_tokenizer(tags=SEARCH_TAGS), ChatConfig(preset="think-block", call_format="search")
+    )
+    assert observations.turns is None, "results stand within the model's own turn"
+    plain = "{% for m in messages %}{{ m.content }} {% endfor %}{% if add_generation_prompt %}bot: {% endif %}"
+    assert ChatFormat.build(tiny_tokenizer(plain), ChatConfig(preset="think-block")).turns is None

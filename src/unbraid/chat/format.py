@@ -17,7 +17,7 @@ from unbraid.chat.preset import Preset, preset
 from unbraid.chat.template import wrap
 from unbraid.chat.types import Answer, Call, Mode, Problem, Reading
 from unbraid.errors import ChatError
-from unbraid.tokens import Delimiter, Fault, Role, RoleAutomaton
+from unbraid.tokens import Delimiter, Fault, Role, RoleAutomaton, Turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -189,6 +189,24 @@ class ChatFormat:
             return str(self.tokenizer.apply_chat_template(chat, tools=given, tokenize=False, **options))
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as cause:
             raise ChatError(f"the chat template cannot render the messages ({cause}): correct them") from cause
+
+    @cached_property
+    def turns(self) -> Turns | None:
+        """How a rendered conversation shows what the model wrote: after what the template opens a turn with.
+
+        None where the template opens it with nothing that text cannot imitate, or where the results of calls stand
+        within the model's own turn: then only whoever wrote the tokens knows.
+        """
+        chat = [{"role": "user", "content": "?"}]
+        try:
+            closed, opened = self.render(chat, add_generation_prompt=False), self.render(chat)
+        except ChatError:  # no message comes first in this template
+            return None
+        if self.calls.observation or not opened.startswith(closed):
+            return None
+        ids = self.encode(opened[len(closed) :])
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        return Turns(tuple(ids), self.stop_ids) if special.intersection(ids) else None
 
     def save(self, path: str | Path) -> None:
         """Save the tokenizer; its template now takes `mode=` (auto, think, no_think), or `enable_thinking=`."""

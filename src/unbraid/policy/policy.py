@@ -20,7 +20,7 @@ from unbraid.policy.routed_lora import Binding, Routes, checkpoint_contexts, rou
 from unbraid.policy.routing import RoutingConfig, make_router
 from unbraid.policy.saving import load_model, save_model
 from unbraid.policy.two_agents import TwoAgents
-from unbraid.tokens import Role, RoleAutomaton
+from unbraid.tokens import Role, RoleAutomaton, Turns
 
 
 class AdapterConfig(BaseModel):
@@ -168,7 +168,8 @@ def load_policy(config: ModelConfig, chat: ChatConfig) -> Policy:
     if added_rows:
         model.resize_token_embeddings(len(tokenizer))
     if config.adapter:
-        model = add_adapter(model, config.adapter, format.automaton)
+        turns = format.turns if config.adapter.routing else None
+        model = add_adapter(model, config.adapter, format.automaton, turns)
     if config.two_agents:
         model = TwoAgents.of(model, _agents_router(config, format))
     if config.gradient_checkpointing:
@@ -219,11 +220,13 @@ def _loading(path: str) -> Iterator[None]:
         ) from error
 
 
-def add_adapter(model: Any, config: AdapterConfig, automaton: RoleAutomaton | None = None) -> Any:
+def add_adapter(
+    model: Any, config: AdapterConfig, automaton: RoleAutomaton | None = None, turns: Turns | None = None
+) -> Any:
     """Wrap `model` in trainable LoRA adapters held in float32 over the frozen base: one, or one per role.
 
     Args:
-        automaton: decides the roles; needed with `config.routing`.
+        automaton: decides the roles; needed with `config.routing`. turns: as the router has them.
 
     Raises:
         ModelError: dropout, targets that the model does not have, or a routing that names no role.
@@ -232,7 +235,7 @@ def add_adapter(model: Any, config: AdapterConfig, automaton: RoleAutomaton | No
 
     if config.dropout:
         raise ModelError(f"model.adapter.dropout is {config.dropout}: set 0, or sampler and trainer disagree")
-    router = make_router(config.routing, automaton) if config.routing and automaton else None
+    router = make_router(config.routing, automaton, turns) if config.routing and automaton else None
     first, *others = router.adapters if router else ("default",)
     lora = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, target_modules=config.targets, lora_dropout=0.0, task_type="CAUSAL_LM"

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from unbraid.errors import ModelError
 from unbraid.policy.control_routers import CONTROLS, ControlRouter
 from unbraid.policy.routed_lora import Routes
-from unbraid.tokens import Boundary, RoleAutomaton, Router
+from unbraid.tokens import Boundary, RoleAutomaton, Router, Turns
 
 
 class RoutingConfig(BaseModel):
@@ -28,8 +28,8 @@ class RoutingConfig(BaseModel):
     """`role`, or a control: the adapters swapped, all on at once, by position, or by prompt."""
 
 
-def make_router(config: RoutingConfig, automaton: RoleAutomaton) -> Routes:
-    """The router of a recipe over the spans that the chat format knows.
+def make_router(config: RoutingConfig, automaton: RoleAutomaton, turns: Turns | None = None) -> Routes:
+    """The router of a recipe over the spans that the chat format knows. turns: as `Router` has them, for servers.
 
     Raises:
         ModelError: an owner or the context names what is not there.
@@ -52,5 +52,5 @@ def make_router(config: RoutingConfig, automaton: RoleAutomaton) -> Routes:
         raise ModelError(f"model.adapter.routing.context: no adapter '{config.context}': use one of {adapters} or null")
     if bad := [name for name in adapters if not name.isidentifier() or name == "default"]:
         raise ModelError(f"model.adapter.routing.owners: '{bad[0]}' names a folder and a module: use a plain word")
-    router = Router(automaton, adapters, outside, spans, config.context, config.boundary)
+    router = Router(automaton, adapters, outside, spans, config.context, config.boundary, turns)
     return router if config.assign == "role" else ControlRouter(router, CONTROLS[config.assign])

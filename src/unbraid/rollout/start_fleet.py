@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from unbraid.errors import ServerError
 from unbraid.policy import ModelConfig, Policy
 from unbraid.policy.policy import resolve_path
+from unbraid.policy.two_agents import TwoAgents
 from unbraid.rollout.config import SamplerConfig
 from unbraid.rollout.fleet import Fleet, Member
 from unbraid.rollout.loop import EventLoop, together
@@ -112,6 +113,8 @@ def refuse(policy: Policy, model: ModelConfig, installation: Installation) -> No
         raise ServerError("vLLM has no float64: set model.dtype to float32 or bfloat16, or sampler to local")
     if model.adapter and model.adapter.rank > LORA_RANKS[-1]:
         raise ServerError(f"model.adapter.rank is {model.adapter.rank}: vLLM takes ranks up to {LORA_RANKS[-1]}")
+    if isinstance(policy.model, TwoAgents):
+        raise ServerError("two agents are two models, and a server has one: set sampler to local")
     if policy.router and not isinstance(policy.router, Router):
         raise ServerError(
             "model.adapter.routing.assign is a control, which no server knows: set it to role, or sampler to local"

@@ -170,7 +170,7 @@ class Router:
             ],
             "context": self.context,
             "boundary": self.boundary,
-            **({"turns": {"open": self.turns.open, "close": self.turns.close}} if self.turns else {}),
+            **({"turns": {"open": list(self.turns.open), "close": list(self.turns.close)}} if self.turns else {}),
         }
 
     @classmethod

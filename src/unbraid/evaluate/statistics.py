@@ -88,8 +88,18 @@ def mean_over_runs(values: Sequence[float]) -> Estimate:
     mean, n = float(data.mean()), len(data)
     if n == 1:
         return Estimate(mean, None, None, 1)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * data.std(ddof=1) / np.sqrt(n))
-    return Estimate(mean, mean - half, mean + half, n)
+    low, high = t_intervals(data[None])
+    return Estimate(mean, float(low[0]), float(high[0]), n)
+
+
+def t_intervals(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Student's t interval of the mean of every row of (simulations, runs): lower and upper ends, for simulations."""
+    n = values.shape[1]
+    centre = values.mean(axis=1)
+    # Equal values leave a rounding error where the deviation is 0.
+    deviation = np.where(np.ptp(values, axis=1) == 0, 0.0, values.std(axis=1, ddof=1))
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * deviation / np.sqrt(n)
+    return centre - half, centre + half
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

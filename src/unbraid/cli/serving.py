@@ -31,7 +31,7 @@ def serve(
     """Serve a run's model to OpenAI clients: by vLLM where it is installed, else by the policy in this process."""
     from unbraid.errors import ServerError
     from unbraid.run import recipe_of
-    from unbraid.serve.run_flags import model_config
+    from unbraid.serve.run_flags import is_routed, model_config
     from unbraid.vllm.flags import refused_on_cpu
     from unbraid.vllm.installation import find_vllm
 
@@ -39,7 +39,7 @@ def serve(
     installation = None
     if not local:
         try:
-            installation = find_vllm(python or recipe.sampler.python)
+            installation = find_vllm(python or recipe.sampler.python, need_plugin=is_routed(run))
             if installation.backend == "cpu" and (problem := refused_on_cpu(model_config(run, recipe))):
                 raise ServerError(problem)
         except ServerError as problem:

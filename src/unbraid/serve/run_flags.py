@@ -19,7 +19,9 @@ from unbraid.plugins import call, names_code
 from unbraid.policy import ModelConfig
 from unbraid.rollout.config import EnvironmentConfig, RolloutConfig
 from unbraid.serve.response_template import reads_calls, response_template
-from unbraid.vllm.flags import lora_rank
+from unbraid.tokens import ROUTING_FILE, Router
+from unbraid.vllm.flags import flags_of_routed, lora_rank
+from unbraid.vllm.routes import WRITTEN
 
 SAFE = {"VLLM_SERVER_DEV_MODE": "0", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0"}
 """Variables that keep the routes off which change weights, load adapters or run code."""
@@ -94,7 +96,7 @@ class ServePlan:
 def serve_flags(
     run_dir: str | Path, recipe: Served, *, name: str = "", max_tokens: int | None = None, flags: Sequence[str] = ()
 ) -> ServePlan:
-    """What serves a run's `final/`, a whole model or an adapter.
+    """What serves a run's `final/`, a whole model, an adapter, or routed adapters.
 
     Args:
         name: what clients ask for; empty takes the recipe's name. max_tokens: longest context in tokens; None takes the
@@ -111,10 +113,10 @@ def serve_flags(
     if not (final / "tokenizer_config.json").is_file():
         raise ServerError(f"{run_dir}: holds no final/ with a tokenizer: finish the run, or name another folder")
     chat = ChatFormat.build(_tokenizer(final), recipe.chat)
-    adapter = read_json(final / "adapter_config.json")
-    base = base_of(recipe.model) if adapter else str(final)
+    adapters = adapters_of(final)
+    base = base_of(recipe.model) if adapters else str(final)
     config = _config_of(base)
-    if adapter:
+    for adapter in adapters:
         refuse_adapter(final, adapter, len(chat.tokenizer), config)
 
     parsing, template, notes = parsers(chat)
@@ -141,8 +143,12 @@ def serve_flags(
     environment = dict(SAFE)
     if (final / "chat_template.jinja").is_file():
         arguments.append(f"--chat-template={final / 'chat_template.jinja'}")
-    if adapter:
-        arguments += adapter_flags(name, final, adapter["r"])
+    if is_routed(run_dir):
+        routed, variables = flags_of_routed()
+        arguments, environment = [*arguments, *routed], environment | variables
+        notes = (*notes, _told_of_provenance(final))
+    if adapters:
+        arguments += adapter_flags(name, final, max(adapter["r"] for adapter in adapters), len(adapters))
         texts[f"{GUARD}.py"] = Path(__file__).with_name("vllm_app.py").read_text(encoding="utf-8")
         environment |= {"PYTHONPATH": str(folder), "UNBRAID_SERVED_MODEL": name}
     else:
@@ -192,8 +198,52 @@ def writes_hermes(calls: CallFormat) -> bool:
     )
 
 
-def adapter_flags(name: str, final: Path, rank: int) -> list[str]:
-    """Flags that serve an adapter as `name`. The base has another name, and the guard keeps requests from it."""
+def is_routed(run_dir: str | Path) -> bool:
+    """Whether a run's policy is routed adapters, which vLLM serves with unbraid's plugin only."""
+    return (Path(run_dir) / "final" / ROUTING_FILE).is_file()
+
+
+def adapters_of(final: Path) -> list[dict[str, Any]]:
+    """The adapter_config.json of each adapter of a policy: none of a whole model, several of a routed one.
+
+    Raises:
+        ServerError: one is missing, the routing cannot be read, or the policy is several that no server serves.
+    """
+    if (final / ROUTING_FILE).is_file():
+        try:
+            names = Router.load(final).adapters
+        except (OSError, ValueError) as problem:
+            raise ServerError(f"{final / ROUTING_FILE}: {problem}: the run is damaged, make it again") from problem
+        found = [read_json(final / name / "adapter_config.json") for name in names]
+        if not all(found):
+            raise ServerError(f"{final}: has not all of the adapters {', '.join(names)}: the run is damaged")
+        return found
+    alone = read_json(final / "adapter_config.json")
+    if not alone and (several := [*final.glob("*/adapter_config.json"), *final.glob("*/config.json")]):
+        raise ServerError(
+            f"{final}: holds {len(several)} models or adapters and no {ROUTING_FILE}: two agents and controls of "
+            "routing are for experiments, vLLM serves neither: use --local"
+        )
+    return [alone] if alone else []
+
+
+def _told_of_provenance(final: Path) -> str:
+    if Router.load(final).turns:
+        return (
+            "tokens run through the adapter of their role; what the model wrote in a prompt is seen by the template's "
+            f"turn markers, unless a request tells it: vllm_xargs {{'{WRITTEN}': '[[start, end], …]'}}"
+        )
+    return (
+        "tokens run through the adapter of their role; a prompt counts as not written by the model, but for what a "
+        f"request names: vllm_xargs {{'{WRITTEN}': '[[start, end], …]'}}"
+    )
+
+
+def adapter_flags(name: str, final: Path, rank: int, slots: int = 1) -> list[str]:
+    """Flags that serve a policy of `slots` adapters as `name`.
+
+    The base has another name, and the guard keeps requests from it.
+    """
     try:
         most = lora_rank(rank)
     except ValueError as problem:
@@ -201,7 +251,7 @@ def adapter_flags(name: str, final: Path, rank: int) -> list[str]:
     hidden = f"{name}-without-adapter"
     module = json.dumps({"name": name, "path": str(final), "base_model_name": hidden}, ensure_ascii=False)
     return [
-        f"--served-model-name={hidden}", "--enable-lora", f"--max-lora-rank={most}", "--max-loras=1",
+        f"--served-model-name={hidden}", "--enable-lora", f"--max-lora-rank={most}", f"--max-loras={slots}",
         f"--lora-modules={module}", f"--middleware={GUARD}.OnlyAdapter",
     ]  # fmt: skip
 

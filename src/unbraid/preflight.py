@@ -17,7 +17,7 @@ from unbraid.policy.memory import (
 )
 from unbraid.prepare import longest_context
 from unbraid.recipe import Recipe
-from unbraid.rollout.start_fleet import longest_context_of, refuse
+from unbraid.rollout.start_fleet import longest_context_of, needs_plugin, refuse, refuse_policy
 from unbraid.tasks.task import Task
 from unbraid.vllm.budget import Budget, Servers, Trainer, budget, devices_here
 from unbraid.vllm.budget import refuse as refuse_budget
@@ -49,9 +49,10 @@ def find_servers(recipe: Recipe, policy: Policy) -> Installation | None:
         ServerError: it is not there, or cannot serve the model; servers that should run already do not answer.
     """
     if recipe.sampler.urls:
+        refuse_policy(policy)
         longest_context_of(recipe.sampler)
         return None
-    installation = find_vllm(recipe.sampler.python, need_plugin=not policy.has_adapter)
+    installation = find_vllm(recipe.sampler.python, need_plugin=needs_plugin(policy))
     refuse(policy, recipe.model, installation)
     return installation
 

@@ -60,6 +60,7 @@ def run_fleet(
     fleet = Fleet([], config, weights, model.dtype, max_tokens, prompts, temperature)
     try:
         if config.urls:
+            refuse_policy(policy)
             fleet.members = [Member(url.rstrip("/")) for url in config.urls]
             fleet.shorten(longest_context_of(config))
         else:
@@ -74,7 +75,7 @@ def run_fleet(
 
 def _start(fleet: Fleet, policy: Policy, model: ModelConfig, folder: Path, announce: Callable[[str], None]) -> None:
     config = fleet.config
-    installation = find_vllm(config.python, need_plugin=not policy.has_adapter or policy.router is not None)
+    installation = find_vllm(config.python, need_plugin=needs_plugin(policy))
     refuse(policy, model, installation)
     source = _source(policy, model, folder)
     specs: list[ServerSpec] = []
@@ -113,12 +114,7 @@ def refuse(policy: Policy, model: ModelConfig, installation: Installation) -> No
         raise ServerError("vLLM has no float64: set model.dtype to float32 or bfloat16, or sampler to local")
     if model.adapter and model.adapter.rank > LORA_RANKS[-1]:
         raise ServerError(f"model.adapter.rank is {model.adapter.rank}: vLLM takes ranks up to {LORA_RANKS[-1]}")
-    if isinstance(policy.model, TwoAgents):
-        raise ServerError("two agents are two models, and a server has one: set sampler to local")
-    if policy.router and not isinstance(policy.router, Router):
-        raise ServerError(
-            "model.adapter.routing.assign is a control, which no server knows: set it to role, or sampler to local"
-        )
+    refuse_policy(policy)
     config: Any = policy.model.config
     if installation.backend == "cpu" and (problem := refused_on_cpu(config.to_dict())):
         raise ServerError(f"{problem}: set sampler to local")
@@ -127,6 +123,21 @@ def refuse(policy: Policy, model: ModelConfig, installation: Installation) -> No
             f"the tokenizer has {policy.added_rows} tokens more than the model has rows: save the model once with rows "
             "for them, then train the adapter on that; a server knows the base as it is on disk"
         )
+
+
+def refuse_policy(policy: Policy) -> None:
+    """What no server at all can be, whoever starts it. Raises as `refuse` does."""
+    if isinstance(policy.model, TwoAgents):
+        raise ServerError("model.two_agents: they are two models, and a server has one: set sampler to local")
+    if policy.router and not isinstance(policy.router, Router):
+        raise ServerError(
+            "model.adapter.routing.assign is a control, which no server knows: set it to role, or sampler to local"
+        )
+
+
+def needs_plugin(policy: Policy) -> bool:
+    """Whether vLLM must load unbraid's plugin: to take all weights, or to route."""
+    return not policy.has_adapter or policy.router is not None
 
 
 def _source(policy: Policy, model: ModelConfig, folder: Path) -> str:

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
-from unbraid.evaluate.statistics import CONFIDENCE
+from unbraid.evaluate.statistics import t_intervals
 from unbraid.lab.autotool.cells import CellResult
 from unbraid.lab.starts import Start
 
@@ -86,16 +85,6 @@ def coverage(
     below, above = float(np.mean(high < truth)), float(np.mean(low > truth))
     pointlike = float(np.mean(low == high))
     return Coverage(setting, bases, seeds, simulations, 1 - below - above, below, above, pointlike)
-
-
-def t_intervals(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """`mean_over_runs` for every row of (simulations, bases): lower and upper ends."""
-    n = values.shape[1]
-    centre = values.mean(axis=1)
-    # Equal values leave a rounding error where the deviation is 0.
-    deviation = np.where(np.ptp(values, axis=1) == 0, 0.0, values.std(axis=1, ddof=1))
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * deviation / np.sqrt(n)
-    return centre - half, centre + half
 
 
 def _true_difference(setting: Setting, points: int = 64) -> float:

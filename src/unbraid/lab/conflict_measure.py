@@ -4,7 +4,7 @@ There is one right episode per question, and what tools show in it is known: its
 at temperature 1. It is the product of what each role writes, so each skill has a number of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,38 +49,57 @@ class Forced:
         return np.exp(self.logprobs)
 
 
-def measure(policy: Policy, tasks: Sequence[Task], marker: str = UNSAID) -> Forced:
-    """Teacher-force the right episodes of tasks, and those with one form turned.
+class Forcing:
+    """The right episodes of tasks, written down once: what a policy makes of them can be asked for again and again.
 
     Args:
+        policy: of the vocabulary and the automaton; any policy with the same ones can be measured.
         marker: what stands in the prompts instead of the marker that says nothing.
     """
-    questions = [Question.of(task) for task in tasks]
-    right = [forced_episode(policy, q, marker) for q in questions]
-    turned_call = [forced_episode(policy, q, marker, call_form=_other(q.call_form)) for q in questions]
-    turned_answer = [forced_episode(policy, q, marker, answer_form=_other(q.answer_form)) for q in questions]
-    found = sequence_logprobs(policy, [*right, *turned_call, *turned_answer], MICRO_BATCH, 1.0)
-    count = len(questions)
-    logprobs = np.array(
-        [
-            [values[(t.roles == role) & t.sampled].sum() for role in SKILLS]
-            for t, values in zip(right, found, strict=False)
+
+    def __init__(self, policy: Policy, tasks: Sequence[Task], marker: str = UNSAID):
+        questions = [Question.of(task) for task in tasks]
+        vocabulary = policy.tokenizer.get_vocab()
+
+        def written(question: Question, call: int, answer: int) -> Trajectory:
+            return forced_episode(policy, vocabulary, question, marker, call, answer)
+
+        self.right = [written(q, q.call_form, q.answer_form) for q in questions]
+        self.turned = [
+            [written(q, _other(q.call_form), q.answer_form) for q in questions],
+            [written(q, q.call_form, _other(q.answer_form)) for q in questions],
         ]
-    )
-    places = np.array([form_places(policy, t) for t in right])
-    rows = np.arange(count)
-    values = np.array(found)  # every episode of this world is as long as every other
-    forms = np.stack([values[rows, places[:, skill]] for skill in range(len(SKILLS))], axis=1)
-    other = np.stack([values[(1 + skill) * count + rows, places[:, skill]] for skill in range(len(SKILLS))], axis=1)
-    return Forced(logprobs, forms, forms - other, np.array([q.field for q in questions]))
+        """The same with the form of the call turned, and with that of the answer."""
+        self.places = np.array([form_places(vocabulary, episode) for episode in self.right])
+        """(N, 2), where the numbers stand that have a form: in the call, in the answer."""
+        self.fields = np.array([question.field for question in questions])
+
+    def success(self, policy: Policy) -> float:
+        """Mean probability of a right episode, at temperature 1."""
+        found = sequence_logprobs(policy, self.right, MICRO_BATCH, 1.0)
+        return float(np.mean([np.exp(values.sum()) for values in found]))
+
+    def measure(self, policy: Policy) -> Forced:
+        """Everything."""
+        count, rows = len(self.right), np.arange(len(self.right))
+        found = sequence_logprobs(policy, [*self.right, *self.turned[0], *self.turned[1]], MICRO_BATCH, 1.0)
+        values = np.array(found).reshape(3, count, -1)  # every episode of this world is as long as every other
+        roles = np.array([episode.roles for episode in self.right])
+        logprobs = np.stack([(values[0] * (roles == role)).sum(axis=1) for role in SKILLS], axis=1)
+        forms = np.stack([values[0, rows, self.places[:, i]] for i in range(len(SKILLS))], axis=1)
+        turned = np.stack([values[1 + i, rows, self.places[:, i]] for i in range(len(SKILLS))], axis=1)
+        return Forced(logprobs, forms, forms - turned, self.fields)
+
+
+def measure(policy: Policy, tasks: Sequence[Task], marker: str = UNSAID) -> Forced:
+    """Teacher-force the right episodes of tasks, and those with one form turned, once."""
+    return Forcing(policy, tasks, marker).measure(policy)
 
 
 def forced_episode(
-    policy: Policy, question: Question, marker: str = UNSAID, call_form: int | None = None,
-    answer_form: int | None = None,
-) -> Trajectory:  # fmt: skip
-    """The trajectory that an episode with these forms would be (None: the right ones), not drawn by anybody."""
-    vocabulary = policy.tokenizer.get_vocab()
+    policy: Policy, vocabulary: Mapping[str, int], question: Question, marker: str, call_form: int, answer_form: int
+) -> Trajectory:
+    """The trajectory that an episode with these forms would be, not drawn by anybody."""
     prompt = [marker if word == UNSAID else word for word in question.prompt]
     words, written = question.written(call_form, answer_form)
     ids = np.array([vocabulary[word] for word in [*prompt, *words]], dtype=np.int64)
@@ -103,9 +122,8 @@ def forced_episode(
     )
 
 
-def form_places(policy: Policy, episode: Trajectory) -> tuple[int, int]:
-    """Where the numbers stand that have a form: of the call, of the answer."""
-    vocabulary = policy.tokenizer.get_vocab()
+def form_places(vocabulary: Mapping[str, int], episode: Trajectory) -> tuple[int, int]:
+    """Where the numbers stand that have a form: in the call, in the answer."""
     ids = episode.ids.tolist()
     return ids.index(vocabulary["<search>"]) + 2, ids.index(vocabulary["<answer>"]) + 2
 

@@ -121,6 +121,8 @@ class RoleAutomaton:
         if origin.shape != ids.shape:
             raise ValueError(f"provenance has shape {origin.shape}, ids have {ids.shape}: give one per token")
         symbols = self._symbols(ids, origin)
+        if symbols.ndim == 1:
+            return self._walk(symbols)
         # One step is a function state -> state; composition is associative, so a prefix scan by doubling
         # gives every prefix's function in log2(T) vectorised steps.
         step = self._table.T[symbols]  # (..., T, states)
@@ -130,6 +132,15 @@ class RoleAutomaton:
             step = np.concatenate([step[..., :shift, :], np.take_along_axis(later, earlier, axis=-1)], axis=-2)
             shift *= 2
         return step[..., start]
+
+    def _walk(self, symbols: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The states after one sequence, from delimiter to delimiter: several times faster than a scan of one row."""
+        places, table, state, after = np.flatnonzero(symbols), self._table.tolist(), 0, [0]
+        for symbol in symbols[places].tolist():
+            state = table[state][symbol]
+            after.append(state)
+        ends, starts = np.append(places, len(symbols)), np.append(0, places)
+        return np.repeat(np.array(after, dtype=np.uint8), ends - starts)
 
     def step(self, states: NDArray[np.uint8], ids: ArrayLike) -> NDArray[np.uint8]:
         """The states of B rows, (B,), after each got one more token that the model wrote."""

@@ -1,8 +1,8 @@
 """The paper's claims, each as a number that this world can give, and what it gave.
 
 A claim's number is computed per base, its interval is over bases (`lab.claims`). The lines that decide were fixed
-before the run. Thirteen intervals of 95 % are read at once, none corrected for it: one false "seen" or "opposite" among them
-is no surprise.
+before the run. Thirteen intervals of 95 % are read at once, none corrected for it: one false "seen" or "opposite"
+among them is no surprise.
 """
 
 from collections.abc import Sequence

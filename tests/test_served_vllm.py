@@ -74,8 +74,8 @@ def assert_exact(policy: Policy, trajectories: Sequence[Trajectory], temperature
 class SearchAgent:
     """The search world's policy, its tasks, and how it plays them: on a fleet, or in this process."""
 
-    def __init__(self, rank: int, size: float = 0.05, seed: int = 0):
-        adapter = [ADAPTER.format(rank)] if rank else []
+    def __init__(self, rank: int, size: float = 0.05, seed: int = 0, *overrides: str):
+        adapter = [ADAPTER.format(rank), *overrides] if rank else []
         self.recipe: Recipe = search_recipe_of(
             "tasks.train=unbraid.lab.search_world:train_set?world=0&count=60", *adapter
         )

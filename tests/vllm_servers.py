@@ -27,12 +27,13 @@ from unbraid.chat.format import ChatFormat
 from unbraid.lab.calls_chat import CHAT, calls_tokenizer
 from unbraid.lab.search_base import search_base_path
 from unbraid.learn.importance import sequence_logprobs
-from unbraid.policy import ModelConfig, Policy
+from unbraid.policy import ModelConfig, Policy, routed_lora
 from unbraid.policy.policy import add_adapter
 from unbraid.recipe import Recipe, load_recipe
 from unbraid.rollout import Trajectory
 from unbraid.rollout.config import SamplerConfig
 from unbraid.rollout.fleet import Fleet, Member
+from unbraid.tokens import Role
 from unbraid.vllm.client import Client, open_session
 from unbraid.vllm.flags import Sampled, sampling_flags
 from unbraid.vllm.installation import Installation, find_vllm
@@ -195,10 +196,11 @@ def differences(policy: Policy, trajectories: Sequence[Trajectory], temperature:
 
 
 @torch.no_grad()
-def next_logits(policy: Policy, ids: Sequence[int], start: int) -> torch.Tensor:
+def next_logits(policy: Policy, ids: Sequence[int], roles: Sequence[int], start: int) -> torch.Tensor:
     """The trainer's logits at which `ids[start:]` were drawn, (len(ids) − start, V)."""
     row = torch.tensor([list(ids)])
-    return policy.model(input_ids=row, use_cache=False).logits[0, start - 1 : len(ids) - 1].float()
+    with routed_lora.routed(policy.model, policy.routes([list(ids)], [list(roles)])):
+        return policy.model(input_ids=row, use_cache=False).logits[0, start - 1 : len(ids) - 1].float()
 
 
 def check_choices(policy: Policy, trajectories: Sequence[Trajectory], temperature: float) -> int:
@@ -211,7 +213,9 @@ def check_choices(policy: Policy, trajectories: Sequence[Trajectory], temperatur
                     continue
                 place = (*piece.ids[: response.start].tolist(), *modes.shared)
                 if place not in known:
-                    logits = next_logits(policy, [*place, 0], len(place))[0] / (temperature or 1.0)
+                    # All that follows what was there is the model's, what it is forced to write included.
+                    roles = [*piece.roles[: response.start].tolist(), *[Role.REASONING] * (len(modes.shared) + 1)]
+                    logits = next_logits(policy, [*place, 0], roles, len(place))[0] / (temperature or 1.0)
                     known[place] = torch.softmax(logits, -1)[list(modes.choice_ids)].numpy()
                 np.testing.assert_allclose(response.choice_probs, known[place], atol=1e-4)
                 checked += 1
@@ -224,7 +228,7 @@ def check_greedy(policy: Policy, trajectories: Sequence[Trajectory], tie: float 
         for piece in trajectory.split():
             for response in piece.responses:
                 ids = piece.ids[: response.end].tolist()
-                logits = next_logits(policy, ids, response.start)
+                logits = next_logits(policy, ids, piece.roles[: response.end].tolist(), response.start)
                 drawn = logits.gather(-1, torch.tensor(ids[response.start :])[:, None])[:, 0]
                 behind = (logits.max(-1).values - drawn).numpy()[piece.sampled[response.start : response.end]]
                 assert behind.max(initial=0) <= tie

@@ -141,7 +141,9 @@ def supervised_config(cell: Cell) -> WarmupConfig:
 def cell_folder(cell: Cell, out: Path, overrides: Sequence[str] = ()) -> Path:
     """Where the result of a cell is, or will be."""
     recipe = recipe_of(cell, overrides)
-    parts: list[Any] = [recipe.fingerprint(), recipe.evaluate.model_dump(mode="json")]
+    # What is at its default says nothing: a setting that is new to recipes does not make old cells wrong.
+    kept = recipe.model_dump(mode="json", exclude={"label", "checkpoint", "sampler"}, exclude_defaults=True)
+    parts: list[Any] = [kept]
     if cell.world is World.CONFLICT:
         parts += [CONFLICT_WORLD_VERSION, conflict_base.PRETRAINING.model_dump()]
         if cell.learner is Learner.SUPERVISED and cell.rate:

@@ -197,7 +197,7 @@ def test_a_conversation_that_cannot_be_rendered_is_said(messages):
 
 def test_delimiters_must_be_one_id():
     tokenizer = tiny_tokenizer(tags=TAGS[:2])
-    with pytest.raises(ChatError, match=r"delimiter '<tool_call>' is \d+ tokens .*add_delimiters"):
+    with pytest.raises(ChatError, match=r"delimiter '<tool_call>' is \d+ tokens .*add-delimiters"):
         ChatFormat.build(tokenizer)
     assert add_delimiters(tokenizer, TAGS) == 2
     assert add_delimiters(tokenizer, TAGS) == 0

@@ -33,8 +33,8 @@ def require_single_id(tokenizer: "PreTrainedTokenizerBase", text: str) -> int:
         ids = tokenizer.encode(text, add_special_tokens=False)
         raise ChatError(
             f"delimiter '{text}' is {len(ids)} tokens {ids} in this tokenizer, but roles need one id: choose a preset "
-            "or call format whose delimiters the tokenizer has, or add it with unbraid.chat.add_delimiters(tokenizer, "
-            "texts, model) and save both"
+            "or call format whose delimiters the tokenizer has, or make a base that has it: "
+            f"unbraid add-delimiters MODEL '{text}' … --out DIR"
         )
     return found
 

@@ -99,6 +99,19 @@ def doctor(recipe: Layers) -> None:
         raise typer.Exit(1)
 
 
+@app.command("add-delimiters")
+def add_delimiters(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub name.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Such as '<search>' '</search>'.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+) -> None:
+    """Write a base that has one id, and rows, for each delimiter: where `doctor` says that one is several tokens."""
+    from unbraid.policy.new_tokens import save_with_delimiters
+
+    new = save_with_delimiters(model, out, texts)
+    console.print(f"{', '.join(new)} added   now: model.path={out}", highlight=False, markup=False)
+
+
 @app.command()
 def recipes(recipe: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE]... [KEY=VALUE]...")] = None) -> None:
     """List the shipped recipes, or print one as it will be used, defaults included."""

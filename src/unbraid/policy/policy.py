@@ -154,14 +154,8 @@ def load_policy(config: ModelConfig, chat: ChatConfig) -> Policy:
     Raises:
         ModelError: the folder or hub name cannot be loaded, the device is not there, or the adapter does not fit.
     """
-    import transformers
-
     device, path = _device(config.device), resolve_path(config)
-    with _loading(path):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, config.dtype), attn_implementation=config.attention
-        )
+    tokenizer, model = load_pair(path, dtype=getattr(torch, config.dtype), attn_implementation=config.attention)
     format = ChatFormat.build(tokenizer, chat)
     # Never fewer rows: a vocabulary padded for speed stays padded.
     added_rows = max(0, len(tokenizer) - model.get_input_embeddings().weight.shape[0])
@@ -179,6 +173,19 @@ def load_policy(config: ModelConfig, chat: ChatConfig) -> Policy:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
         model.enable_input_require_grads()
     return Policy(model.to(device), tokenizer, format, device, config.adapter is not None, added_rows)
+
+
+def load_pair(path: str, **options: Any) -> tuple[Any, Any]:
+    """Tokenizer and causal language model of a folder or hub name; `options` are `from_pretrained`'s, for the model.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    import transformers
+
+    with _loading(path):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        return tokenizer, transformers.AutoModelForCausalLM.from_pretrained(path, **options)
 
 
 def load_tokenizer(config: ModelConfig) -> Any:

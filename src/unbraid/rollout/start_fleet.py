@@ -120,8 +120,8 @@ def refuse(policy: Policy, model: ModelConfig, installation: Installation) -> No
         raise ServerError(f"{problem}: set sampler to local")
     if model.adapter and policy.added_rows:
         raise ServerError(
-            f"the tokenizer has {policy.added_rows} tokens more than the model has rows: save the model once with rows "
-            "for them, then train the adapter on that; a server knows the base as it is on disk"
+            f"the tokenizer has {policy.added_rows} tokens more than the model has rows, and a server knows the base "
+            "as it is on disk: make one that has them (unbraid add-delimiters), then train the adapter on that"
         )
 
 

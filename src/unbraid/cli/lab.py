@@ -81,3 +81,21 @@ def lab_autotool(
     more = [f"--budget={budget}"] * (budget is not None) + [f"--json={tables}"] * (tables is not None)
     asked = [f"--out={out}", f"--bases={bases}", f"--seeds={seeds}", f"--jobs={jobs}", *more, *(overrides or [])]
     raise typer.Exit(main(asked))
+
+
+@lab.command("dart")
+def lab_dart(
+    out: Annotated[Path, typer.Option(help="Folder of cells and page; what is there is taken.")] = Path("runs/dart"),
+    bases: Annotated[int, typer.Option(help="Base models of each world; most are built first.")] = 6,
+    world: Annotated[list[str] | None, typer.Option(help="conflict or search: run there only. Default: both.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes at a time; 0 = one per core.")] = 1,
+    budget: Annotated[float | None, typer.Option(help="Minutes to spend now; 0 = only the page.")] = None,
+    tables: Annotated[Path | None, typer.Option("--json", help="Also write all tables here.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """DART's claims on several base models: cached cells, one verdict per claim. Hours; it goes on where it was."""
+    from unbraid.lab.dart.__main__ import main
+
+    more = [f"--budget={budget}"] * (budget is not None) + [f"--json={tables}"] * (tables is not None)
+    worlds = [f"--world={name}" for name in world or ()]
+    raise typer.Exit(main([f"--out={out}", f"--bases={bases}", *worlds, f"--jobs={jobs}", *more, *(overrides or [])]))

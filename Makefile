@@ -19,7 +19,7 @@ HAS_TORCH := -c 'import torch; raise SystemExit(not (2, 11) <= tuple(map(int, to
 NAMED_TORCH := $(filter-out file,$(origin TORCH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm quickstart test test-slow test-vllm lint format clean
+.PHONY: help setup setup-vllm quickstart test test-slow test-vllm bench-vllm lint format clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -39,6 +39,9 @@ test-slow: setup ## the slow tests only
 
 test-vllm: setup setup-vllm ## the tests that need a vLLM server only
 	UNBRAID_VLLM_PYTHON=$(abspath $(VLLM_PYTHON)) $(BIN)/python -m pytest -m vllm
+
+bench-vllm: setup setup-vllm ## routed adapters in vLLM: exactness and speed, a table and a line of JSON
+	$(BIN)/python benchmarks/routed_serving.py --python $(VLLM_PYTHON)
 
 lint: setup ## the checks without the tests
 	$(BIN)/python -m ruff format --check .

@@ -102,10 +102,10 @@ def measure(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def make_policy(shape: str, folder: Path) -> Any:
     """A random model on disk, and its adapters beside it, routed and alone; returns the trainer's model."""
-    heads = SHAPES[shape]["num_attention_heads"]
+    settings: dict[str, Any] = {**SHAPES[shape], "num_key_value_heads": SHAPES[shape]["num_attention_heads"] // 2}
     config = LlamaConfig(
-        vocab_size=VOCABULARY, num_key_value_heads=heads // 2, max_position_embeddings=2048, bos_token_id=None,
-        eos_token_id=None, pad_token_id=0, **SHAPES[shape],
+        vocab_size=VOCABULARY, max_position_embeddings=2048, bos_token_id=None, eos_token_id=None, pad_token_id=0,
+        **settings,
     )  # fmt: skip
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)

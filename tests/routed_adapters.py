@@ -54,7 +54,7 @@ def make_model(folder: Path, layers: int = 2, positions: int = 512) -> Path:
         LlamaForCausalLM(config).save_pretrained(folder)
     words = Tokenizer(WordLevel({f"w{number}": number for number in range(VOCABULARY)}, unk_token="w0"))
     words.pre_tokenizer = WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(str(folder))
     return folder
 
 
@@ -71,7 +71,7 @@ def make_adapters(model: Path, folder: Path, router: Router, rank: int = 8, size
                     weight.copy_(torch.randn(weight.shape, generator=generator) * size)
                 elif "lora_A" in key:
                     weight.copy_(torch.randn(weight.shape, generator=generator) * weight.shape[1] ** -0.5)
-        made.save_pretrained(folder / name)
+        made.save_pretrained(str(folder / name))
     router.save(folder)
     return folder
 

@@ -137,7 +137,7 @@ def serve(seed: int, broken: type[BatchRoutes] = BatchRoutes) -> int:
             one.computed = int(rng.integers(0, one.known)) if rng.random() < 0.3 else 0  # found in the cache
             one.add_to(batch)
             running.append(one)
-        rng.shuffle(running)  # type: ignore[arg-type]
+        rng.shuffle(running)
         for row, one in enumerate(running):
             tokens[row, : one.known] = one.text[: one.known]
         left = np.array([one.known - one.computed for one in running])
@@ -183,9 +183,9 @@ class OneLate(BatchRoutes):
 class NeverReset(BatchRoutes):
     """The state of the request before stays in its cell."""
 
-    def add(self, *args: Any) -> None:
+    def add(self, request: str, routed: Any, prompt: Any, output: Any, told: Any) -> None:
         before = self._state.copy()
-        super().add(*args)
+        super().add(request, routed, prompt, output, told)
         self._state[:] = before
 
 

@@ -152,7 +152,7 @@ def drawn(setting: Setting) -> list[tuple[Asked, Generated]]:
             requests.append(Asked(name, tuple(ids), tuple(written_mask(len(ids), spans).tolist())))
     assert len(requests) >= 500
     requests += [random_request(name, rng) for name in ("plain", "base") for _ in range(20)]
-    rng.shuffle(requests)  # type: ignore[arg-type]
+    rng.shuffle(requests)
     return list(zip(requests, setting.draw(requests, 16, "all"), strict=True))
 
 
@@ -255,7 +255,7 @@ def test_the_next_turn_goes_on_from_what_was_generated(setting: Setting):
 )
 def test_malformed_provenance_is_refused_in_one_line(setting: Setting, told: str):
     body = {"model": "paper", "token_ids": [3, 4, 5, 6], "sampling_params": {"extra_args": {}, "max_tokens": 1}}
-    body["sampling_params"]["extra_args"]["unbraid_written"] = json.loads(told)  # type: ignore[index]
+    body["sampling_params"]["extra_args"]["unbraid_written"] = json.loads(told)
     with pytest.raises(RefusedError, match=r"written stretch|unbraid_written is .*give \[\[start, end\)") as refused:
         ask(setting.server, lambda client: client._post("/inference/v1/generate", body, 60))
     assert "\n" not in str(refused.value)

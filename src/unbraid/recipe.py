@@ -81,6 +81,9 @@ class Recipe(BaseModel):
         kept = self.model_dump(mode="json", exclude={"label", "checkpoint"})
         kept["evaluate"] = kept["evaluate"]["every"]
         kept["sampler"] = kept["sampler"]["engine"]  # a run may go on with other servers
+        del kept["learn"]["interference_every"]  # it looks on and changes nothing
+        if self.learn.roles == "both":  # as it was before there was a choice: older runs keep their names
+            del kept["learn"]["roles"]
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 

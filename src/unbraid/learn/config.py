@@ -33,6 +33,9 @@ class LearnConfig(BaseModel):
     """PPO clip: ratios beyond [1 − low, 1 + high] get no gradient."""
     averaging: Averaging = "sample"
     """Mean over each response and then over samples (paper), or over all tokens."""
+    roles: Literal["both", "reasoning", "action"] = "both"
+    """Whose tokens the policy term learns from: a single role for the models that interference is measured with
+    (arXiv 2602.00994, Eq. 9). KL and entropy constraints act on all tokens all the same."""
     mode_weight: float = Field(default=1.0, gt=0)
     """Weight of the choice of mode in the policy term; every other token has 1. It is one token among dozens and is
     learned slowly without. Source of the idea: the separate control-token loss of Thinkless (arXiv 2505.13379)."""
@@ -58,5 +61,7 @@ class LearnConfig(BaseModel):
 
     probe_every: int = Field(default=0, ge=0)
     """Steps between forced-mode probes of what thinking is worth; 0 = never. Costs two responses per prompt."""
+    interference_every: int = Field(default=25, ge=0)
+    """Steps between looks at how reasoning and action tokens pull the weights (docs/interference.md); 0 = never."""
     stop_on_collapse: bool = False
     """End the run when one mode has vanished for good."""

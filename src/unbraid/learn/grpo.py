@@ -25,6 +25,7 @@ from unbraid.learn.schedule import rate_at
 from unbraid.policy import Policy
 from unbraid.policy.reduce import sum_counts, sum_gradients
 from unbraid.rollout.trajectory import Trajectory
+from unbraid.tokens import Role
 
 SUMS: tuple[str, ...] = ("loss", "grad_norm", "clip_share", "clip_share/think", "clip_share/no_think", "kl")
 """What an optimiser step adds up to be logged. Clip shares by mode are parts of the whole, of all sampled tokens."""
@@ -270,7 +271,9 @@ def micro_batch_loss(
     terms, clipped = policy_terms(scores.logprobs, old, batch.advantages, config.clip_low, config.clip_high)
     if cap is not None:
         terms = terms * importance_weights(before, batch.old_logprobs, cap)
-    loss = (terms * weights).sum()
+    # Divided by all tokens all the same: the gradients of both roles add up to that of `both`.
+    own = weights if config.roles == "both" else weights * (batch.roles == Role[config.roles.upper()])
+    loss = (terms * own).sum()
     if config.kl:
         divergence = (kl_terms(scores.logprobs, batch.reference_logprobs) * weights).sum()
         sums["kl"] += float(divergence.detach())

@@ -52,6 +52,8 @@ class Training:
 
     validate: called with the number of steps done; returns the validation accuracy and what to log.
     served: the servers that `roll` asks; None where the policy itself samples.
+    monitor: looks at a step's (number, trajectories, groups) every `learn.interference_every` steps, before the weights
+        move; returns what to log.
     """
 
     policy: Policy
@@ -69,6 +71,7 @@ class Training:
     keep_rollouts: bool = True
     watch: CollapseWatch = field(default_factory=CollapseWatch)
     served: Served | None = None
+    monitor: Callable[[int, Sequence[Trajectory], np.ndarray], dict[str, float]] | None = None
 
     def run(self) -> int:
         """Train to the last step; returns the step whose validation accuracy was best (the last one without any).
@@ -118,6 +121,10 @@ class Training:
             trajectories = self._draw(tasks, [Mode.AUTO] * self.rollout.samples, "train", step)
         self._note_served(step + 1, log)
         groups = np.repeat(np.arange(len(tasks)), self.rollout.samples)
+        looked: dict[str, float] = {}
+        if self.monitor and self.learn.interference_every and (step + 1) % self.learn.interference_every == 0:
+            with clock("interference"):
+                looked = self.monitor(step, trajectories, groups)
         with clock("learn"):
             result = update(
                 self.policy,
@@ -131,7 +138,7 @@ class Training:
                 # Read after the rollout: before it the servers may not have had these weights yet.
                 correct=self.served is not None and self.served.correct,
             )
-        metrics = rollout_metrics(trajectories) | result.metrics | result.costs
+        metrics = rollout_metrics(trajectories) | result.metrics | result.costs | looked
         for name in [name for name in metrics if name.startswith("learn/entropy")]:
             learned, drawn = metrics.pop(name), name.removeprefix("learn/")
             # Servers do not tell entropies: those that the trainer found of what it learned from are the next best.

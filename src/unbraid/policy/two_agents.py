@@ -40,9 +40,18 @@ class TwoAgents(nn.Module):
     def of(cls, model: Any, router: Routes) -> "TwoAgents":
         """Two agents that both start as `model`; what is frozen they share."""
         agents = {name: model if number == 0 else _twin(model) for number, name in enumerate(router.adapters)}
-        layers = model.config.get_text_config().num_hidden_layers
+        return cls._numbered(agents, router)
+
+    @classmethod
+    def taking_turns(cls, agents: Mapping[str, Any], router: Routes) -> "TwoAgents":
+        """Agents that were trained apart, to be run as one: weights are those of the models given, not copies."""
+        return cls._numbered({name: _view(agents[name]) for name in router.adapters}, router)
+
+    @classmethod
+    def _numbered(cls, agents: Mapping[str, Any], router: Routes) -> "TwoAgents":
+        """One cache holds the keys and values of all: layer i of agent k is its layer k · layers + i."""
         for number, agent in enumerate(agents.values()):
-            # One cache holds the keys and values of all: layer i of agent k is its layer k · layers + i.
+            layers = agent.config.get_text_config().num_hidden_layers
             for module in agent.modules():
                 if isinstance(getattr(module, "layer_idx", None), int):
                     module.layer_idx += number * layers
@@ -100,4 +109,10 @@ class TwoAgents(nn.Module):
 def _twin(model: Any) -> Any:
     """A copy with trained weights of its own; the configuration and what is frozen stay shared."""
     shared = [p for p in model.parameters() if not p.requires_grad] + [model.config]
+    return deepcopy(model, {id(one): one for one in shared})
+
+
+def _view(model: Any) -> Any:
+    """Another model over the very same weights."""
+    shared = [*model.parameters(), *model.buffers(), model.config]
     return deepcopy(model, {id(one): one for one in shared})

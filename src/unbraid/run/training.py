@@ -12,6 +12,7 @@ from rich.console import Console
 from unbraid.errors import DataError
 from unbraid.evaluate.evaluate import EvaluateConfig, evaluate, spread
 from unbraid.evaluate.metrics import Labels, Score
+from unbraid.interference.monitor import Monitor
 from unbraid.learn.checkpoint import CheckpointStore
 from unbraid.learn.constraint import Constraint
 from unbraid.learn.log import write_rollouts
@@ -93,6 +94,7 @@ def _learn(
         run_dir=run_dir,
         seed=recipe.seed,
         served=fleet,
+        monitor=Monitor(policy, recipe.learn, recipe.rollout.temperature),
         validate=lambda done: validate(respond, tasks.validation, recipe.evaluate),
         validate_every=recipe.evaluate.every,
         on_step=lambda step, metrics: progress("train", step, recipe.learn.steps, metrics),

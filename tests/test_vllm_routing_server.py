@@ -13,9 +13,16 @@ from unbraid.vllm.flags import Sampled, sampling_flags
 from unbraid.vllm.routes import FURTHER
 
 
+def slots(most: int, **changes: Any) -> Any:
+    """vLLM's configuration of adapters."""
+    return SimpleNamespace(
+        **{"max_loras": most, "enable_tower_connector_lora": False, "specialize_active_lora": False, **changes}
+    )
+
+
 def config_of(**changes: Any) -> Any:
     settings: dict[str, Any] = {
-        "lora_config": SimpleNamespace(max_loras=2, enable_tower_connector_lora=False),
+        "lora_config": slots(2),
         "scheduler_config": SimpleNamespace(async_scheduling=False),
         "parallel_config": SimpleNamespace(pipeline_parallel_size=1, prefill_context_parallel_size=1),
         "speculative_config": None, "kv_transfer_config": None, "use_v2_model_runner": False,
@@ -33,8 +40,9 @@ def config_of(**changes: Any) -> Any:
         ({"parallel_config": SimpleNamespace(pipeline_parallel_size=2)}, "--tensor-parallel-size"),
         ({"kv_transfer_config": "some"}, "--kv-transfer-config"),
         ({"lora_config": None}, "--enable-lora"),
-        ({"lora_config": SimpleNamespace(max_loras=1, enable_tower_connector_lora=False)}, "--max-loras=2"),
-        ({"lora_config": SimpleNamespace(max_loras=2, enable_tower_connector_lora=True)}, "--enable-tower-connector"),
+        ({"lora_config": slots(1)}, "--max-loras=2"),
+        ({"lora_config": slots(2, enable_tower_connector_lora=True)}, "--enable-tower-connector"),
+        ({"lora_config": slots(2, specialize_active_lora=True)}, "--specialize-active-lora"),
     ],
 )
 def test_servers_that_would_route_wrongly_are_refused(changes: dict[str, Any], advice: str, tmp_path: Path):

@@ -125,6 +125,8 @@ def refusal(config: Any, adapters: int = 1) -> str:
         return f"{no} with a KV connector, which may not tell routes apart: start vLLM without --kv-transfer-config"
     if lora.enable_tower_connector_lora:
         return f"{no} with adapters on encoders: start vLLM without --enable-tower-connector-lora"
+    if lora.specialize_active_lora:  # graphs for so many adapters leave out tokens without one
+        return f"{no} by graphs for each number of adapters: start vLLM without --specialize-active-lora"
     if lora.max_loras < adapters:
         return f"{no} in {lora.max_loras} slots, this one takes {adapters}: start vLLM with --max-loras={adapters}"
     return ""

@@ -21,7 +21,9 @@ from unbraid.learn.objective import score_tokens
 from unbraid.policy import AdapterConfig, ModelConfig, memory
 from unbraid.policy.memory import BatchShape, ModelShape, batch_shape, model_shape, training_memory
 from unbraid.policy.policy import add_adapter
-from unbraid.vllm import budget as machines
+from unbraid.policy.routed_lora import routed
+from unbraid.policy.routing import RoutingConfig
+from unbraid.tokens import Delimiter, Role, RoleAutomaton
 from unbraid.vllm.budget import ASLEEP, GIB, HOST, MARGIN, PROCESS, DeviceMemory, Servers, Trainer, budget, refuse
 
 SIZES = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim"
@@ -56,6 +58,10 @@ def adapted(config: ModelConfig) -> ModelConfig:
     return config.model_copy(update={"adapter": AdapterConfig(rank=4)})
 
 
+def routed_by_role(config: ModelConfig) -> ModelConfig:
+    return config.model_copy(update={"adapter": AdapterConfig(rank=4, routing=RoutingConfig())})
+
+
 def saved_by(forward: Callable[[], Any], apart_from: Iterable[torch.Tensor] = ()) -> list[tuple[tuple[int, ...], int]]:
     """Shapes and bytes of what autograd really keeps of a forward pass; every storage once."""
     own = {tensor.untyped_storage().data_ptr() for tensor in apart_from}
@@ -75,13 +81,14 @@ def saved_bytes(config: ModelConfig, layers: int, rows: int, tokens: int) -> int
     shape._attn_implementation = config.attention
     model: Any = Qwen3ForCausalLM(shape).to(getattr(torch, config.dtype))
     if config.adapter:
-        model = add_adapter(model, config.adapter)
+        model = add_adapter(model, config.adapter, RoleAutomaton([Delimiter("call", 1, 2, Role.ACTION)]))
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     seen = (torch.arange(tokens) < tokens - 3 * (torch.arange(rows)[:, None] > 0)).long()  # all rows but one are short
     ids, parameters = torch.zeros_like(seen), model.train().parameters()
-    kept = saved_by(lambda: model(ids, attention_mask=seen, use_cache=False, logits_to_keep=1), parameters)
+    with routed(model, torch.zeros_like(ids)):
+        kept = saved_by(lambda: model(ids, attention_mask=seen, use_cache=False, logits_to_keep=1), parameters)
     return sum(size for _, size in kept)
 
 
@@ -91,6 +98,8 @@ CONFIGS = {
     "adapter": adapted(PATH),
     "adapter, bfloat16": adapted(HALF),
     "eager": ModelConfig(path="none", attention="eager"),
+    "routed": routed_by_role(PATH),
+    "routed, bfloat16": routed_by_role(HALF),
 }
 
 
@@ -355,44 +364,3 @@ def test_the_table_tells_everything():
     crowded = budget([gpu(24), host], trainer(30, 10), servers(0.5))
     Console(file=out, width=140).print(crowded.table())
     assert "−" in out.getvalue()
-
-
-def made_up(root, limit: str, used: int, files: int) -> None:
-    for name, text in {
-        "proc/meminfo": "MemTotal: 1000 kB\nMemFree: 10 kB\nMemAvailable: 600 kB\nHugePages_Total: 0\n",
-        "proc/self/cgroup": "0::/a/b\n",
-        "sys/fs/cgroup/a/memory.max": f"{limit}\n",
-        "sys/fs/cgroup/a/memory.current": f"{used}\n",
-        "sys/fs/cgroup/a/memory.stat": f"anon 5\ninactive_file {files}\n",
-        "sys/fs/cgroup/a/b/memory.max": "max\n",
-        "sys/fs/cgroup/a/b/memory.current": "7\n",
-    }.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-
-
-def test_a_control_group_limits_the_host(tmp_path):
-    made_up(tmp_path, "300000", 120000, 20000)
-    assert machines.host_memory(tmp_path) == DeviceMemory(HOST, 300000, 200000)
-    made_up(tmp_path, "max", 1, 0)
-    assert machines.host_memory(tmp_path) == DeviceMemory(HOST, 1024000, 614400)
-    # Control groups of the first kind.
-    (tmp_path / "proc/self/cgroup").write_text("4:cpu,memory:/job\n3:pids:/job\n")
-    group = tmp_path / "sys/fs/cgroup/memory"
-    group.mkdir(parents=True)
-    for name, count in (("limit", 500000), ("usage", 100000)):
-        (group / f"memory.{name}_in_bytes").write_text(f"{count}\n")
-    assert machines.host_memory(tmp_path) == DeviceMemory(HOST, 500000, 400000)
-
-
-def test_gpus_are_read_with_their_outer_names_and_own_blocks_count_as_free(monkeypatch):
-    assert 0 < machines.devices_here(torch)[-1].free <= machines.host_memory().total
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
-    cuda = SimpleNamespace(
-        is_available=lambda: True,
-        device_count=lambda: 2,
-        mem_get_info=lambda i: (10 + i, 100),
-        memory_reserved=lambda i: 50,
-    )
-    first, second, _ = machines.devices_here(SimpleNamespace(cuda=cuda))
-    assert first == DeviceMemory("cuda:0", 100, 60, "3") and second == DeviceMemory("cuda:1", 100, 61, "1")

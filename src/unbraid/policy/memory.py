@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from unbraid.errors import ModelError
-from unbraid.policy.policy import ModelConfig, add_adapter
+from unbraid.policy.policy import AdapterConfig, ModelConfig, add_adapter
 
 Device = Literal["cpu", "cuda"]
 
@@ -41,7 +41,8 @@ class ModelShape:
     largest: bytes of the largest trained parameter. tied: the embedding is the output matrix, and is trained.
     inner: width of the MLP, for experts that of all active ones together. query, key: heads · head_dim of queries and
     of keys. qk_norm: queries and keys are normalised. adapted: input widths of all adapted matrices, summed;
-    ranks: their ranks, summed; both 0 without an adapter. itemsize: bytes of a weight of the base.
+    ranks: their ranks, summed; both 0 without an adapter. routed: adapters are routed, so that every layer makes one
+    matrix of theirs. itemsize: bytes of a weight of the base.
     """
 
     weights: int
@@ -58,6 +59,7 @@ class ModelShape:
     qk_norm: bool
     adapted: int
     ranks: int
+    routed: bool
     itemsize: int
     attention: str
     checkpointing: bool
@@ -151,7 +153,7 @@ def model_shape(source: Any, config: ModelConfig) -> ModelShape:
     """
     model: Any = source if isinstance(source, nn.Module) else _on_meta(source, config)
     if config.adapter and not _lora(model):
-        model = add_adapter(model, config.adapter)
+        model = add_adapter(model, _as_one(config.adapter))
     text = model.config.get_text_config()
     trained = [p for p in model.parameters() if p.requires_grad]
     bytes_of = [p.numel() * p.element_size() for p in trained]
@@ -172,8 +174,9 @@ def model_shape(source: Any, config: ModelConfig) -> ModelShape:
             head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
             vocabulary=table.weight.shape[0],
             qk_norm=any(name.endswith("q_norm") for name, _ in model.named_modules()),
-            adapted=sum(p.shape[1] for p in _lora(model)),
-            ranks=sum(p.shape[0] for p in _lora(model)),
+            adapted=sum({name.partition("lora_A")[0]: p.shape[1] for name, p in _lora(model).items()}.values()),
+            ranks=sum(p.shape[0] for p in _lora(model).values()),
+            routed=bool(config.adapter and config.adapter.routing),
             itemsize=getattr(torch, config.dtype).itemsize,
             attention=config.attention,
             checkpointing=config.gradient_checkpointing,
@@ -256,7 +259,8 @@ def layer_bytes(shape: ModelShape, batch: BatchShape) -> int:
       mask, or eager); a float32 a head for the softmax; sdpa turns the boolean mask into an additive one in every
       layer, T e. Eager attention keeps the probabilities instead, heads T (4 + e) (float32: 4).
     * the gated MLP: gate, its activation, up, product, 4 f e; without the product where an adapter keeps it in float32.
-    * the adapter: its inputs, widened to float32 where e < 4, and r float32 of every adapted matrix.
+    * the adapter: its inputs, widened to float32 where e < 4, and r float32 of every adapted matrix. Routed ones: also,
+      once for all tokens, the matrices that all adapters' are copied into.
     """
     e, a, q = shape.itemsize, max(4, shape.itemsize), shape.query
     whole = not shape.ranks
@@ -276,7 +280,8 @@ def layer_bytes(shape: ModelShape, batch: BatchShape) -> int:
         attention += batch.tokens * e
     mlp = shape.inner * e * (4 if whole or e >= 4 else 3)
     adapter = (shape.adapted * (4 if e < 4 else 0) + shape.ranks * 4) // max(1, shape.layers)
-    return batch.rows * batch.tokens * (norms + attention + mlp + adapter)
+    copies = shape.trained // max(1, shape.layers) if shape.routed else 0
+    return batch.rows * batch.tokens * (norms + attention + mlp + adapter) + copies
 
 
 def logit_bytes(shape: ModelShape, batch: BatchShape) -> int:
@@ -335,9 +340,17 @@ def _on_meta(config: Any, model: ModelConfig) -> nn.Module:
         return transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, model.dtype))
 
 
-def _lora(model: nn.Module) -> list[nn.Parameter]:
-    """The matrices A (rank, input width) of an adapter."""
-    return [p for name, p in model.named_parameters() if "lora_A" in name]
+def _lora(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The matrices A (rank, input width) of all adapters, by name."""
+    return {name: p for name, p in model.named_parameters() if "lora_A" in name}
+
+
+def _as_one(adapter: AdapterConfig) -> AdapterConfig:
+    """One adapter as large as all that are routed together."""
+    if adapter.routing is None:
+        return adapter
+    owners = len(set(adapter.routing.owners.values()))
+    return adapter.model_copy(update={"rank": adapter.rank * owners, "routing": None})
 
 
 def _inner(text: Any) -> int:

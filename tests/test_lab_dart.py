@@ -26,6 +26,8 @@ from unbraid.lab.dart.run import Ran, work_for
 from unbraid.lab.dart.table import as_json, claims_of, last_line
 from unbraid.lab.dart.terminal import tables
 from unbraid.lab.dart.verdicts import DOSE, PAPER, PREDICTED, is_monotone, judge_all
+from unbraid.learn.log import read_notes
+from unbraid.run import train
 
 RATES = {arm: METHODS[arm[2]].rates[0] for stage in stages() for arm in stage.arms}
 
@@ -163,6 +165,16 @@ def test_a_grpo_cell_learns_from_its_samples(tmp_path, monkeypatch):
     found = read_cell(cell, tmp_path, ["rollout.prompts=2", "rollout.samples=4"])
     assert found is not None and [step for step, _ in found.curve] == [0, 5]
     assert found.curve[0][1] != found.curve[1][1] and found.more["none_rate"] < 0.2
+
+
+def test_a_strict_run_is_warned_of_what_strict_does(tmp_path):
+    """What the lab found (`benchmarks/strict_isolation.py`) is said where somebody turns it on, once."""
+    small = ["learn.steps=2", "rollout.prompts=2", "rollout.samples=2", "evaluate.limit=2", "evaluate.temperatures=[0]"]
+    for name, warned in (("dart_strict", 1), ("dart", 0)):
+        cell = Cell(World.CONFLICT, Sharing.TIGHT, 0, 0.0, Learner.GRPO, name, 1e-3)
+        train(recipe_of(cell, small), tmp_path / name)
+        said = [note["message"] for note in read_notes(tmp_path / name) if note["level"] == "warning"]
+        assert sum("isolation is strict" in message for message in said) == warned
 
 
 def test_area():

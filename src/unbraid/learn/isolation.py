@@ -27,6 +27,19 @@ from torch import Tensor
 
 from unbraid.policy.routed_lora import Binding, adapter_parameters
 
+STRICT_WARNING = (
+    "model.adapter.routing.isolation is strict: no adapter is told what its steps do to the other role, whose tokens "
+    "read its keys and values; with opposed skills that has wrecked both (docs/routed-lora.md): watch the accuracy, "
+    "and go back to positional if it falls"
+)
+"""Said once per run. Measured by `benchmarks/strict_isolation.py`."""
+
+
+def is_strict(model: Any) -> bool:
+    """Whether `backward` cuts the gradients of this model."""
+    binding: Binding | None = getattr(model, "routing", None)
+    return binding is not None and binding.strict
+
 
 def backward(model: Any, loss: Tensor, scores: Sequence[Tensor], owners: Tensor | None) -> None:
     """Add the gradient of `loss` to the `.grad` of what is trained, cut as the model's isolation says.
@@ -36,10 +49,10 @@ def backward(model: Any, loss: Tensor, scores: Sequence[Tensor], owners: Tensor 
         scores: all that `loss` depends on the model through, each of the shape of `owners`.
         owners: the adapter that each score belongs to (`TokenBatch.owners`); −1 is nobody's, and moves nothing.
     """
-    binding: Binding | None = getattr(model, "routing", None)
-    if binding is None or not binding.strict or owners is None:
+    if not is_strict(model) or owners is None:
         loss.backward()
         return
+    binding: Binding = model.routing
     used = [score for score in scores if score.requires_grad]
     if not loss.requires_grad or not used:
         return

@@ -19,6 +19,7 @@ from unbraid.learn.checkpoint import CheckpointStore
 from unbraid.learn.collapse import CollapseWatch
 from unbraid.learn.constraint import Constraint
 from unbraid.learn.grpo import LearnConfig, make_optimiser, mode_flags, update
+from unbraid.learn.isolation import STRICT_WARNING, is_strict
 from unbraid.learn.log import METRICS, RunLog
 from unbraid.learn.metrics import rollout_metrics, unread_warning
 from unbraid.learn.schedule import epochs
@@ -96,6 +97,8 @@ class Training:
         # Without a checkpoint every earlier line of the log is of steps that are about to be taken again.
         logged = (self.run_dir / METRICS).exists()
         with RunLog(self.run_dir, resume_step=done if checkpoint or logged else None) as log:
+            if not done and is_strict(self.policy.model):
+                log.note(STRICT_WARNING, 1, level="warning")
             for step in range(done, self.learn.steps):
                 metrics = self._step(step, batches(step), optimiser, log)
                 self._validate(step + 1, best, metrics)

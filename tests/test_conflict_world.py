@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unbraid.chat.format import ChatFormat
-from unbraid.chat.types import Mode
+from unbraid.chat.types import Call, Mode
 from unbraid.lab.calls_world import Split
 from unbraid.lab.conflict_base import (
     conflict_base_path,
@@ -38,6 +38,7 @@ from unbraid.lab.search_chat import CHAT, STOP
 from unbraid.policy import ModelConfig, Policy, load_policy
 from unbraid.prepare import roll_of
 from unbraid.recipe import load_recipe
+from unbraid.tasks.episode import Ended, Episode, ToolResult, Turn
 from unbraid.tokens import Role
 
 DOSES = [i / 8 for i in range(9)]
@@ -206,16 +207,13 @@ def test_measure_by_hand(policy):
 def test_the_reward_says_what_was_wrong():
     environment, task = ConflictWorld(), held_out(0, 0.0, "dev")[0]
     q = Question.of(task)
-    tokenizer = conflict_tokenizer()
+    vocabulary = conflict_tokenizer().get_vocab()
     policy = policy_of(new_model(0))
 
     def played(call_form: int, answer_form: int):
-        from unbraid.chat.types import Call
-        from unbraid.tasks.episode import Ended, Episode, ToolResult, Turn
-
         words, _ = q.written(call_form, answer_form)
         stop = words.index("</search>") + 1
-        ids = tokenizer.convert_tokens_to_ids(words)
+        ids = [vocabulary[word] for word in words]
         query = " ".join(words[2:4])
         first = Turn(policy.format.read(ids[:stop]), (ToolResult(Call("search", {"query": query}), f"n{q.found}"),))
         episode = Episode([first, Turn(policy.format.read(ids[stop + 3 :]))], Ended.ANSWER)

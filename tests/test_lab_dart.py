@@ -80,7 +80,7 @@ def test_every_method_is_a_recipe(name, world):
         assert ([expected] if world is World.CONFLICT else expected) == adapter.targets
     if method.trained:
         assert recipe.learn.learning_rate == 0.01
-    assert f"world={cell.base}" in recipe.model.path and f"world={cell.base}" in recipe.tasks.test
+    assert f"world={cell.base}" in recipe.model.path and f"world={cell.base}" in (recipe.tasks.test or "")
 
 
 def test_sides_of_the_main_comparison_train_equally_many_weights():

@@ -39,7 +39,7 @@ def _end_rate(method: str) -> Measure:
 
 _START_RATE = 0.3
 """Think rate of the fuzzy start: ending above it is the opposite of a collapse."""
-CLAIMS = (
+CLAIMS: tuple[Claim[Unit], ...] = (
     Claim(
         "plain RL collapses",
         "GRPO on tool use gives up thinking; here: share of sampled responses that think at its end, below 5 %",

@@ -43,7 +43,7 @@ def run_conflict(cell: Cell, recipe: Recipe, tell: Callable[..., None]) -> CellR
     point(0)
     more: dict[str, float] = {}
     if cell.rate and cell.learner is Learner.SUPERVISED:
-        _supervised(cell, policy, lambda step: step % SUPERVISED_EVERY or point(step))
+        _supervised(cell, policy, point)
     elif cell.rate:
         more = _reinforced(cell, policy, recipe, point)
     found = forcing.measure(policy)
@@ -62,13 +62,18 @@ def run_conflict(cell: Cell, recipe: Recipe, tell: Callable[..., None]) -> CellR
     )
 
 
-def _supervised(cell: Cell, policy: Policy, on_step: Callable[[int], object]) -> None:
+def _supervised(cell: Cell, policy: Policy, point: Callable[[int], float]) -> None:
     vocabulary = policy.tokenizer.get_vocab()
     questions = [Question.of(task) for task in tasks_of(cell.base, cell.rho, Split.TRAIN)]
     examples = [conflict_example(question, vocabulary) for question in questions]
     config = supervised_config(cell)
     trainer = SupervisedTrainer(policy.model, config, epochs(examples, config.batch_examples, cell.seed))
-    trainer.run(lambda step, _: on_step(step))
+
+    def on_step(step: int, metrics: dict[str, float]) -> None:
+        if step % SUPERVISED_EVERY == 0:
+            point(step)
+
+    trainer.run(on_step)
 
 
 def _reinforced(cell: Cell, policy: Policy, recipe: Recipe, point: Callable[[int], float]) -> dict[str, float]:

@@ -141,8 +141,8 @@ RHOS = (1.0, 0.0, 0.5, 0.75, 0.25)
 DOSED = ("shared_r16", "dart")
 """Methods that are run at every dose; the others at both ends."""
 FIRST = ("dart_strict", "shared_r8", "placebo", "two_lora_agents")
-"""What is run next; `OTHERS` come last."""
-ELSEWHERE = ("shared_r16", "dart")
+"""What is run at both ends before `OTHERS`."""
+ELSEWHERE = {Sharing.MIDDLE: ("shared_r16", "dart", "dart_strict"), Sharing.LOOSE: ("shared_r16", "dart")}
 """Methods that are run with other sharing too, at both ends."""
 REINFORCED = ("shared_r16", "dart", "dart_strict")
 """Methods of the conflict world that are trained by GRPO too, at both ends."""

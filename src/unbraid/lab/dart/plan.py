@@ -41,15 +41,19 @@ class Stage:
 
 
 def stages() -> list[Stage]:
-    """The conflict world in the order of running: the dose, controls, GRPO, the other methods, other sharing."""
+    """The conflict world in the order of running: the dose, other places, controls, GRPO, the other methods."""
     supervised, tight = Learner.SUPERVISED, Sharing.TIGHT
-    elsewhere = [(supervised, sharing, name) for sharing in (Sharing.MIDDLE, Sharing.LOOSE) for name in ELSEWHERE]
+
+    def elsewhere(sharing: Sharing) -> Stage:
+        return Stage(tuple((supervised, sharing, name) for name in ELSEWHERE[sharing]), ENDS)
+
     return [
         Stage(tuple((supervised, tight, name) for name in DOSED), RHOS),
+        elsewhere(Sharing.MIDDLE),
         Stage(tuple((supervised, tight, name) for name in FIRST), ENDS),
         Stage(tuple((Learner.GRPO, Sharing.MIDDLE, name) for name in REINFORCED), ENDS),
         Stage(tuple((supervised, tight, name) for name in OTHERS), ENDS),
-        Stage(tuple(elsewhere), ENDS),
+        elsewhere(Sharing.LOOSE),
     ]
 
 

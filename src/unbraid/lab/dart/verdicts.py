@@ -159,6 +159,22 @@ PAPER: tuple[Claim[Unit], ...] = (
         scale=100.0,
     ),
     Claim(
+        "the reasoning adapter alone keeps its skill: behind attention",
+        "the same with adapters on the first layer's MLP",
+        "the same",
+        alone(conflict("dart", _OPPOSED, sharing=Sharing.MIDDLE), "reasoning"),
+        line=-CLOSE,
+        scale=100.0,
+    ),
+    Claim(
+        "the action adapter alone keeps its skill: behind attention",
+        "the same with adapters on the first layer's MLP",
+        "the same",
+        alone(conflict("dart", _OPPOSED, sharing=Sharing.MIDDLE), "action"),
+        line=-CLOSE,
+        scale=100.0,
+    ),
+    Claim(
         "rank hardly matters",
         "largest less smallest final success over ranks 4 to 32 at rho = 0, points, below 5",
         "45.1, 45.9, 45.1 for ranks 8, 16, 32",
@@ -229,6 +245,13 @@ PREDICTED: tuple[Claim[Unit], ...] = (
             conflict("dart_strict", _OPPOSED, Learner.GRPO), conflict("dart", _OPPOSED, Learner.GRPO), "auc"
         ),
         line=-CLOSE,
+        scale=100.0,
+    ),
+    Claim(
+        "opposed skills behind attention: a gain",
+        "gain at rho = 0 with adapters on the first layer's MLP, points",
+        "> 0",
+        gain(_OPPOSED, sharing=Sharing.MIDDLE),
         scale=100.0,
     ),
     Claim(

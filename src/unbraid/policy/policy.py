@@ -1,5 +1,6 @@
 """Loading a policy, going back to where it started for the reference, and saving it in stock formats."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -170,7 +171,8 @@ def load_policy(config: ModelConfig, chat: ChatConfig) -> Policy:
         options: dict[str, Any] = {"use_reentrant": False}
         if config.adapter and config.adapter.routing:
             options["context_fn"] = partial(checkpoint_contexts, model)
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        with _renamed():
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
         model.enable_input_require_grads()
     return Policy(model.to(device), tokenizer, format, device, config.adapter is not None, added_rows)
 
@@ -248,7 +250,8 @@ def add_adapter(
         r=config.rank, lora_alpha=config.alpha, target_modules=config.targets, lora_dropout=0.0, task_type="CAUSAL_LM"
     )
     try:
-        model = peft.get_peft_model(model, lora, adapter_name=first, autocast_adapter_dtype=True)
+        with _renamed():
+            model = peft.get_peft_model(model, lora, adapter_name=first, autocast_adapter_dtype=True)
     except ValueError as error:
         names = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
         raise ModelError(
@@ -257,10 +260,19 @@ def add_adapter(
         ) from error
     for name in others:
         # PEFT writes the targets that it found into a configuration, so each adapter gets its own.
-        model.add_adapter(name, replace(lora, target_modules=config.targets))
+        with _renamed():
+            model.add_adapter(name, replace(lora, target_modules=config.targets))
     if router and config.routing:
         route_adapters(model, router, strict=config.routing.isolation == "strict")
     return model
+
+
+@contextmanager
+def _renamed() -> Iterator[None]:
+    """Without the warnings about names that transformers is giving up, which PEFT and we use as long as both are there."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing")
+        yield
 
 
 def _agents_router(config: ModelConfig, format: ChatFormat) -> Routes:

@@ -269,7 +269,7 @@ def add_adapter(
 
 @contextmanager
 def _renamed() -> Iterator[None]:
-    """Without the warnings about names that transformers is giving up, which PEFT and we use as long as both are there."""
+    """Without warnings of names that transformers is giving up: PEFT and we use them as long as they are there."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing")
         yield

@@ -3,9 +3,9 @@
     python benchmarks/strict_isolation.py                        # supervised, about two minutes on one core
     python benchmarks/strict_isolation.py --learner grpo --sharing middle
 
-Trains in the conflict world, and every few steps takes the step of one adapter alone: `moves[adapter][role]` is what
-all its steps together did to the mean log-prob of the right words of a role, in nats per episode (sampled steps, scaled
-up). Under positional routing each adapter is told of both; under strict routing it is told of its own role only, and
+Trains in the conflict world, and every few steps takes the step of one adapter alone: `nats[adapter][role]` is what all
+its steps together did to the mean log-prob of the right words of a role per episode, `points` to the probability of
+them, in percent (sampled steps, scaled up; what both do at once is in neither). Under positional routing each adapter is told of both; under strict routing it is told of its own role only, and
 what it does to the other one is nobody's loss. The last line is one JSON object.
 """
 
@@ -60,8 +60,9 @@ class Moves:
                 parameter.copy_(value)
 
     def levels(self) -> np.ndarray:
-        """(2,) mean log-prob of what each role writes."""
-        return self.forcing.measure(self.policy).logprobs.mean(0)
+        """(2, 2) of what each role writes: mean log-prob in nats, mean probability in percent."""
+        found = self.forcing.measure(self.policy)
+        return np.stack([found.logprobs.mean(0), 100 * found.skill.mean(0)])
 
     def on_step(self, step: int) -> None:
         after = self.weights()
@@ -76,8 +77,9 @@ class Moves:
             self.curve.append(self.forcing.success(self.policy))
         self.before = after
 
-    def total(self) -> dict[str, dict[str, float]]:
-        moved = EVERY * np.sum(self.seen, axis=0)
+    def total(self, unit: int) -> dict[str, dict[str, float]]:
+        """Adapter → role → what it moved, in the unit of that row of `levels`."""
+        moved = EVERY * np.sum(self.seen, axis=0)[:, unit]
         return {a: {r: round(float(moved[i, j]), 2) for j, r in enumerate(ADAPTERS)} for i, a in enumerate(ADAPTERS)}
 
 
@@ -102,7 +104,8 @@ def run(cell: Cell) -> dict[str, object]:
         "seed": cell.seed,
         "final": round(float(found.success.mean()), 4),
         "skills": {name: round(float(s), 4) for name, s in zip(ADAPTERS, found.skill.mean(0), strict=True)},
-        "moves": moves.total(),
+        "nats": moves.total(0),
+        "points": moves.total(1),
         "curve": [round(value, 3) for value in moves.curve[:: max(1, len(moves.curve) // 10)]],
     }
 

@@ -11,7 +11,7 @@ from unbraid.lab.dart import cells as cells_module
 from unbraid.lab.dart.__main__ import main
 from unbraid.lab.dart.cells import TUNING_BASE, Cell, CellResult, cell_folder, read_cell, recipe_of, run_cell
 from unbraid.lab.dart.conflict import area
-from unbraid.lab.dart.methods import METHODS, REINFORCED, RHOS, SEARCHED, TARGETS, Learner, Sharing, World
+from unbraid.lab.dart.methods import DOSED_AT, METHODS, REINFORCED, RHOS, SEARCHED, TARGETS, Learner, Sharing, World
 from unbraid.lab.dart.page import write_claims
 from unbraid.lab.dart.plan import (
     arm_of,
@@ -29,6 +29,7 @@ from unbraid.lab.dart.verdicts import DOSE, PAPER, PREDICTED, is_monotone, judge
 from unbraid.learn.log import read_notes
 from unbraid.run import train
 
+DOSED = tuple(claim for claims in DOSE.values() for claim in claims)
 RATES = {arm: METHODS[arm[2]].rates[0] for stage in stages() for arm in stage.arms}
 
 
@@ -59,7 +60,7 @@ def claims(results: list[CellResult]):
 
 
 def ruling(name: str, results: list[CellResult]) -> Ruling:
-    return next(v.ruling for v in judge_all((*PAPER, *PREDICTED, *DOSE), results) if v.claim.name == name)
+    return next(v.ruling for v in judge_all((*PAPER, *PREDICTED, *DOSED), results) if v.claim.name == name)
 
 
 # --- methods and plan ---
@@ -187,27 +188,27 @@ def test_area():
 
 def test_planted_verdicts():
     results = planted()
-    assert ruling("conflict: a gain at rho = 0", results) is Ruling.SEEN
-    assert ruling("aligned skills: no gain", results) is Ruling.SEEN
-    assert ruling("the gain grows with the dose", results) is Ruling.SEEN
+    assert ruling("conflict: a gain at rho = 0 (tight)", results) is Ruling.SEEN
+    assert ruling("aligned skills: no gain (middle)", results) is Ruling.SEEN
+    assert ruling("the gain grows with the dose (middle)", results) is Ruling.SEEN
     assert ruling("strict does as well as positional", results) is Ruling.OPPOSITE
     assert ruling("the action adapter alone keeps its skill", results) is Ruling.OPPOSITE
     assert ruling("the reasoning adapter alone keeps its skill", results) is Ruling.SEEN
     assert ruling("it is the roles that matter", results) is Ruling.SEEN
     assert ruling("DART beats one shared adapter: search world", results) is not Ruling.SEEN
-    assert ruling("rho = 1", results) is not Ruling.SEEN
+    assert ruling("rho = 1, tight", results) is not Ruling.SEEN
 
 
 def test_no_gain_anywhere_is_seen_as_none():
     results = planted(gain=-0.3)
-    assert ruling("conflict: a gain at rho = 0", results) is Ruling.OPPOSITE
-    assert ruling("the gain grows with the dose", results) is Ruling.OPPOSITE
+    assert ruling("conflict: a gain at rho = 0 (tight)", results) is Ruling.OPPOSITE
+    assert ruling("the gain grows with the dose (middle)", results) is Ruling.OPPOSITE
 
 
 def test_too_few_bases_say_nothing():
     results = [r for r in planted() if r.cell.base != 3]
-    assert all(v.ruling is Ruling.TOO_FEW for v in judge_all(DOSE, results))
-    assert claims(results).monotone is None
+    assert all(v.ruling is Ruling.TOO_FEW for v in judge_all(DOSED, results))
+    assert claims(results).monotone == dict.fromkeys(DOSED_AT)
     assert ENOUGH_BASES == 6
 
 
@@ -225,7 +226,7 @@ def test_monotone(signs, expected):
 
 def test_numbers_by_base_are_those_of_the_cells():
     results = planted()
-    value = next(v for v in judge_all(DOSE, results) if v.claim.name == "rho = 0.5").values[2]
+    value = next(v for v in judge_all(DOSED, results) if v.claim.name == "rho = 0.5, tight").values[2]
     place = (World.CONFLICT, Learner.SUPERVISED, Sharing.TIGHT, 2, 0.5)
     cells = ((r.cell, r.auc) for r in results)
     auc = {c.method: auc for c, auc in cells if (c.world, c.learner, c.sharing, c.base, c.rho) == place}
@@ -239,14 +240,15 @@ def test_page_tables_and_json(tmp_path):
     found = claims(planted())
     write_claims(tmp_path / "claims.html", found, "unbraid lab dart --bases 6")
     page = (tmp_path / "claims.html").read_text()
-    assert page.count("<svg") == 5 and "unbraid lab dart --bases 6" in page and "complete: " in page
+    assert page.count("<svg") == 8 and "unbraid lab dart --bases 6" in page and "complete: " in page
     for verdict in (*found.paper, *found.predicted):
         assert verdict.claim.name in page.replace("&#39;", "'")
     line = json.loads(json.dumps(last_line(found)))
-    assert line["monotone"] is True and line["missing"] == 0 and line["gain_by_rho"]["0"]["bases"] == 6
+    assert line["monotone"] == {"tight": True, "middle": True} and line["missing"] == 0
+    assert line["gain_by_rho"]["middle"]["0"]["bases"] == 6
     whole = json.loads(json.dumps(as_json(found)))
     assert len(whole["rows"]) == len(found.rows) and {r["method"] for r in whole["rows"]} == METHODS.keys()
-    assert [table.row_count for table in tables(found)][:3] == [len(PAPER), len(PREDICTED), len(RHOS)]
+    assert [table.row_count for table in tables(found)][:4] == [len(PAPER), len(PREDICTED), len(RHOS), len(RHOS)]
 
 
 def test_a_partial_run_says_so(tmp_path):

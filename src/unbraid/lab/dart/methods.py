@@ -139,11 +139,10 @@ METHODS = {method.name: method for method in _LIST}
 RHOS = (1.0, 0.0, 0.5, 0.75, 0.25)
 """Doses, in the order of running: a run that ends early has the ends and the middle."""
 DOSED = ("shared_r16", "dart")
-"""Methods that are run at every dose; the others at both ends."""
-FIRST = ("dart_strict", "shared_r8", "placebo", "two_lora_agents")
+"""Methods that are run at every dose, wherever in `DOSED_AT` the adapters sit; the others at both ends."""
+DOSED_AT = (Sharing.TIGHT, Sharing.MIDDLE)
+FIRST = ("placebo", "dart_strict", "two_lora_agents", "shared_r8")
 """What is run at both ends before `OTHERS`."""
-ELSEWHERE = {Sharing.MIDDLE: ("shared_r16", "dart", "dart_strict"), Sharing.LOOSE: ("shared_r16", "dart")}
-"""Methods that are run with other sharing too, at both ends."""
 REINFORCED = ("shared_r16", "dart", "dart_strict")
 """Methods of the conflict world that are trained by GRPO too, at both ends."""
 GRPO_RATE = 1e-2

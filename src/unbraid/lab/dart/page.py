@@ -11,9 +11,9 @@ import numpy as np
 from unbraid.evaluate.statistics import mean_over_runs
 from unbraid.lab.claims import ENOUGH_BASES
 from unbraid.lab.dart.cells import GRPO_STEPS, SUPERVISED_EXAMPLES, SUPERVISED_STEPS, TUNING_BASE, CellResult
-from unbraid.lab.dart.methods import ADAPTER_RATES, FULL_RATES, METHODS, Learner, Sharing, World
+from unbraid.lab.dart.methods import ADAPTER_RATES, DOSED_AT, FULL_RATES, METHODS, Learner, Sharing, World
 from unbraid.lab.dart.table import Claims
-from unbraid.lab.dart.terminal import place
+from unbraid.lab.dart.terminal import place as where
 from unbraid.report import figures
 from unbraid.report.page import environment, write_page
 from unbraid.report.palette import MUTED, Style
@@ -33,14 +33,17 @@ def write_claims(path: Path, claims: Claims, command: str) -> None:
     """Write the page."""
     template = files("unbraid.lab.dart").joinpath("claims.html.j2").read_text(encoding="utf-8")
     made = environment()
-    made.filters["place"] = place
+    made.filters["place"] = where
     curves = [
-        (name, title, curve_picture(name, claims.results, learner, rho, 600, 300))
-        for name, title, learner, rho in (
-            ("aligned", "Aligned skills, supervised", Learner.SUPERVISED, 1.0),
-            ("opposed", "Opposed skills, supervised", Learner.SUPERVISED, 0.0),
-            ("aligned-grpo", "Aligned skills, GRPO", Learner.GRPO, 1.0),
-            ("opposed-grpo", "Opposed skills, GRPO", Learner.GRPO, 0.0),
+        (name, title, curve_picture(name, claims.results, (learner, sharing, rho), 600, 300))
+        for name, title, learner, sharing, rho in (
+            *(
+                (f"{skills}-{sharing}", f"{skills} skills, supervised, {sharing}", Learner.SUPERVISED, sharing, rho)
+                for sharing in DOSED_AT
+                for skills, rho in (("aligned", 1.0), ("opposed", 0.0))
+            ),
+            ("aligned-grpo", "aligned skills, GRPO, middle", Learner.GRPO, Sharing.MIDDLE, 1.0),
+            ("opposed-grpo", "opposed skills, GRPO, middle", Learner.GRPO, Sharing.MIDDLE, 0.0),
         )
     ]
     html = made.from_string(template).render(
@@ -48,7 +51,7 @@ def write_claims(path: Path, claims: Claims, command: str) -> None:
         summary=summary(claims),
         claims=claims,
         methods=METHODS,
-        dose=dose_picture(claims, 600, 340),
+        doses=[(sharing, dose_picture(claims, sharing, 600, 340)) for sharing in DOSED_AT],
         curves=[one for one in curves if one[2]],
         enough=ENOUGH_BASES,
         worlds=[(world, [row for row in claims.rows if row.world is world]) for world in World],
@@ -64,12 +67,12 @@ def summary(claims: Claims) -> list[str]:
     counts = Counter(verdict.ruling for verdict in (*claims.paper, *claims.predicted))
     fell = ", ".join(f"{n} {ruling.value}" for ruling, n in counts.items())
     lines = [f"{claims.state[0].upper()}{claims.state[1:]}. Claims and predictions: {fell}."]
-    gains = [v for v in claims.dose if v.estimate]
-    if gains:
-        shown = "; ".join(f"{v.claim.name}: {v.shown}" for v in gains)
-        lines.append(f"Area under the curve, DART less one shared adapter of as many weights, in points: {shown}.")
-    if claims.monotone is not None:
-        lines.append(f"The verdict is {'' if claims.monotone else 'not '}monotone in the dose.")
+    for sharing, verdicts in claims.dose.items():
+        gains = "; ".join(f"{v.claim.name.split(',')[0]}: {v.shown}" for v in verdicts if v.estimate)
+        if gains:
+            lines.append(f"Area under the curve, DART less one adapter of as many weights, {sharing}, points: {gains}.")
+        if (monotone := claims.monotone[sharing]) is not None:
+            lines.append(f"The verdict there is {'' if monotone else 'not '}monotone in the dose.")
     return lines
 
 
@@ -84,7 +87,7 @@ def protocol() -> str:
     )
 
 
-def dose_picture(claims: Claims, width: float, height: float) -> str | None:
+def dose_picture(claims: Claims, sharing: Sharing, width: float, height: float) -> str | None:
     """SVG: area under the curve against conflict, one line per method, intervals over bases as bars."""
     with mpl.rc_context(figures.RC):
         figure, axes = figures.canvas(width, height, right=110)
@@ -94,7 +97,7 @@ def dose_picture(claims: Claims, width: float, height: float) -> str | None:
                 row
                 for row in claims.rows
                 if (row.world, row.learner, row.sharing, row.method)
-                == (World.CONFLICT, Learner.SUPERVISED, Sharing.TIGHT, name)
+                == (World.CONFLICT, Learner.SUPERVISED, sharing, name)
             ]
             if not rows:
                 continue
@@ -113,14 +116,14 @@ def dose_picture(claims: Claims, width: float, height: float) -> str | None:
         axes.set_xlabel("conflict, 1 − rho")
         axes.set_ylabel("area under the curve, %")
         figures.label_line_ends(axes, marks)
-        return figures.svg(figure, "dose")
+        return figures.svg(figure, f"dose-{sharing}")
 
 
 def curve_picture(
-    name: str, results: Sequence[CellResult], learner: Learner, rho: float, width: float, height: float
+    name: str, results: Sequence[CellResult], place: tuple[Learner, Sharing, float], width: float, height: float
 ) -> str | None:
     """SVG: mean success over training, one line per method, the range over bases behind it."""
-    sharing = Sharing.MIDDLE if learner is Learner.GRPO else Sharing.TIGHT
+    learner, sharing, rho = place
     with mpl.rc_context(figures.RC):
         figure, axes = figures.canvas(width, height, right=110)
         marks = []

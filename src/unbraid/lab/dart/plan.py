@@ -8,7 +8,7 @@ import numpy as np
 from unbraid.lab.dart.cells import TUNING_BASE, Cell, CellResult
 from unbraid.lab.dart.methods import (
     DOSED,
-    ELSEWHERE,
+    DOSED_AT,
     FIRST,
     GRPO_RATE,
     METHODS,
@@ -41,19 +41,14 @@ class Stage:
 
 
 def stages() -> list[Stage]:
-    """The conflict world in the order of running: the dose, other places, controls, GRPO, the other methods."""
+    """The conflict world in the order of running: the dose, controls, GRPO, the other methods, adapters everywhere."""
     supervised, tight = Learner.SUPERVISED, Sharing.TIGHT
-
-    def elsewhere(sharing: Sharing) -> Stage:
-        return Stage(tuple((supervised, sharing, name) for name in ELSEWHERE[sharing]), ENDS)
-
     return [
-        Stage(tuple((supervised, tight, name) for name in DOSED), RHOS),
-        elsewhere(Sharing.MIDDLE),
+        *(Stage(tuple((supervised, sharing, name) for name in DOSED), RHOS) for sharing in DOSED_AT),
         Stage(tuple((supervised, tight, name) for name in FIRST), ENDS),
         Stage(tuple((Learner.GRPO, Sharing.MIDDLE, name) for name in REINFORCED), ENDS),
         Stage(tuple((supervised, tight, name) for name in OTHERS), ENDS),
-        elsewhere(Sharing.LOOSE),
+        Stage(tuple((supervised, Sharing.LOOSE, name) for name in DOSED), ENDS),
     ]
 
 

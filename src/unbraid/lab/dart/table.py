@@ -1,6 +1,6 @@
 """The claims run in numbers: rows of results, and the plain data of its last line and of the committed file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ class Claims:
     rows: Sequence[Row]
     paper: Sequence[Verdict]
     predicted: Sequence[Verdict]
-    dose: Sequence[Verdict]
+    dose: Mapping[Sharing, Sequence[Verdict]]
 
     @property
     def results(self) -> list[CellResult]:
@@ -59,9 +59,9 @@ class Claims:
         return [cell for cell in self.ran.cells if cell not in there]
 
     @property
-    def monotone(self) -> bool | None:
-        """Whether DART's verdict is monotone in the dose."""
-        return is_monotone(self.dose)
+    def monotone(self) -> dict[Sharing, bool | None]:
+        """Whether DART's verdict is monotone in the dose, wherever the adapters sit."""
+        return {sharing: is_monotone(verdicts) for sharing, verdicts in self.dose.items()}
 
     @property
     def state(self) -> str:
@@ -81,9 +81,8 @@ class Claims:
 def claims_of(ran: Ran) -> Claims:
     """Tables and verdicts from whatever results there are."""
     results = ran.results
-    return Claims(
-        ran, _rows(results), judge_all(PAPER, results), judge_all(PREDICTED, results), judge_all(DOSE, results)
-    )
+    dose = {sharing: judge_all(claims, results) for sharing, claims in DOSE.items()}
+    return Claims(ran, _rows(results), judge_all(PAPER, results), judge_all(PREDICTED, results), dose)
 
 
 def _rows(results: Sequence[CellResult]) -> list[Row]:
@@ -139,8 +138,11 @@ def _row(key: tuple[World, Learner, Sharing, float, str], found: dict[tuple[int,
 def last_line(claims: Claims) -> dict[str, Any]:
     """The result in plain JSON types."""
     return {
-        "gain_by_rho": {v.claim.name.removeprefix("rho = "): _numbers(v.estimate) for v in claims.dose},
-        "monotone": claims.monotone,
+        "gain_by_rho": {
+            sharing.value: {v.claim.name.split(",")[0].removeprefix("rho = "): _numbers(v.estimate) for v in verdicts}
+            for sharing, verdicts in claims.dose.items()
+        },
+        "monotone": {sharing.value: monotone for sharing, monotone in claims.monotone.items()},
         "verdicts": {v.claim.name: v.ruling.value for v in (*claims.paper, *claims.predicted)},
         "cells": len(claims.results),
         "missing": len(claims.missing),
@@ -177,7 +179,7 @@ def as_json(claims: Claims) -> dict[str, Any]:
         ],
         "claims": [_verdict(v) for v in claims.paper],
         "predictions": [_verdict(v) for v in claims.predicted],
-        "dose": [_verdict(v) for v in claims.dose],
+        "dose": [_verdict(v) for verdicts in claims.dose.values() for v in verdicts],
     }
 
 

@@ -15,7 +15,10 @@ def tables(claims: Claims) -> list[Table]:
     found = [
         _verdicts("DART's claims", claims.paper, "the paper"),
         _verdicts("Predictions", claims.predicted, "predicted"),
-        _verdicts("DART less one shared adapter, by dose", claims.dose, ""),
+        *(
+            _verdicts(f"DART less one shared adapter, by dose, {sharing} sharing", verdicts, "predicted")
+            for sharing, verdicts in claims.dose.items()
+        ),
         *(_methods(world, [row for row in claims.rows if row.world is world]) for world in World),
     ]
     return [table for table in found if table.row_count]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from unbraid.lab.claims import Claim, Ruling, Verdict, by_base, judge
 from unbraid.lab.dart.cells import CellResult
-from unbraid.lab.dart.methods import RHOS, Learner, Sharing, World
+from unbraid.lab.dart.methods import DOSED_AT, RHOS, Learner, Sharing, World
 
 Key = tuple[World, Learner, Sharing, float, str]
 """(world, how it learned, sharing, rho, method)."""
@@ -65,13 +65,16 @@ def alone(of: Callable[[Unit], CellResult], role: str) -> Measure:
     return measure
 
 
-def slope(unit: Unit) -> float:
+def slope(sharing: Sharing) -> Measure:
     """Least-squares slope of DART's gain over 1 − rho, at all doses."""
-    xs = [1 - rho for rho in RHOS]
-    ys = [gain(rho)(unit) for rho in RHOS]
-    middle, level = sum(xs) / len(xs), sum(ys) / len(ys)
-    deviations = sum((x - middle) ** 2 for x in xs)
-    return sum((x - middle) * (y - level) for x, y in zip(xs, ys, strict=True)) / deviations
+
+    def measure(unit: Unit) -> float:
+        xs, ys = [1 - rho for rho in RHOS], [gain(rho, sharing=sharing)(unit) for rho in RHOS]
+        middle, level = sum(xs) / len(xs), sum(ys) / len(ys)
+        deviations = sum((x - middle) ** 2 for x in xs)
+        return sum((x - middle) * (y - level) for x, y in zip(xs, ys, strict=True)) / deviations
+
+    return measure
 
 
 def rank_spread(unit: Unit) -> float:
@@ -84,7 +87,7 @@ def is_monotone(verdicts: Sequence[Verdict]) -> bool | None:
     """Whether DART's verdict, once it is "better", stays so towards more conflict. None where bases are too few.
 
     Args:
-        verdicts: `DOSE`'s, from rho = 1 to rho = 0.
+        verdicts: of `DOSE` at one place, from rho = 1 to rho = 0.
     """
     if any(v.ruling is Ruling.TOO_FEW for v in verdicts):
         return None
@@ -92,16 +95,19 @@ def is_monotone(verdicts: Sequence[Verdict]) -> bool | None:
     return order == sorted(order)
 
 
-DOSE: tuple[Claim[Unit], ...] = tuple(
-    Claim(
-        f"rho = {rho:g}",
-        f"area under the curve of dart less that of shared_r16 at rho = {rho:g}, points",
-        "",
-        gain(rho),
-        scale=100.0,
+DOSE: dict[Sharing, tuple[Claim[Unit], ...]] = {
+    sharing: tuple(
+        Claim(
+            f"rho = {rho:g}, {sharing}",
+            f"area under the curve of dart less that of shared_r16 at rho = {rho:g}, {sharing} sharing, points",
+            "≤ 0" if rho == 1 else "> 0" if rho <= 0.5 else "",
+            gain(rho, sharing=sharing),
+            scale=100.0,
+        )
+        for rho in sorted(RHOS, reverse=True)
     )
-    for rho in sorted(RHOS, reverse=True)
-)
+    for sharing in DOSED_AT
+}
 """DART against one shared adapter, dose by dose; "seen" means that DART is better."""
 
 _OPPOSED, _ALIGNED = 0.0, 1.0
@@ -193,26 +199,38 @@ PAPER: tuple[Claim[Unit], ...] = (
 )
 
 PREDICTED: tuple[Claim[Unit], ...] = (
-    Claim(
-        "aligned skills: no gain",
-        "area under the curve of dart less that of shared_r16 at rho = 1, points, below +1",
-        "≤ 0",
-        gain(_ALIGNED),
-        more=False,
-        line=NOTHING,
-        scale=100.0,
-    ),
     *(
-        Claim(
-            f"conflict: a gain at rho = {rho:g}",
-            f"the same at rho = {rho:g}, above 0",
-            "> 0",
-            gain(rho),
-            scale=100.0,
+        claim
+        for sharing in DOSED_AT
+        for claim in (
+            Claim(
+                f"aligned skills: no gain ({sharing})",
+                f"area under the curve of dart less that of shared_r16 at rho = 1, {sharing} sharing, points, below +1",
+                "≤ 0",
+                gain(_ALIGNED, sharing=sharing),
+                more=False,
+                line=NOTHING,
+                scale=100.0,
+            ),
+            *(
+                Claim(
+                    f"conflict: a gain at rho = {rho:g} ({sharing})",
+                    f"the same at rho = {rho:g}, above 0",
+                    "> 0",
+                    gain(rho, sharing=sharing),
+                    scale=100.0,
+                )
+                for rho in (0.5, 0.25, 0.0)
+            ),
+            Claim(
+                f"the gain grows with the dose ({sharing})",
+                "slope of the gain over 1 − rho, points",
+                "> 0",
+                slope(sharing),
+                scale=100.0,
+            ),
         )
-        for rho in (0.5, 0.25, 0.0)
     ),
-    Claim("the gain grows with the dose", "slope of the gain over 1 − rho, points", "> 0", slope, scale=100.0),
     Claim(
         "aligned skills under GRPO: no gain",
         "area under the curve of dart less that of shared_r16 at rho = 1, points, below +1",
@@ -248,17 +266,10 @@ PREDICTED: tuple[Claim[Unit], ...] = (
         scale=100.0,
     ),
     Claim(
-        "opposed skills behind attention: a gain",
-        "gain at rho = 0 with adapters on the first layer's MLP, points",
-        "> 0",
-        gain(_OPPOSED, sharing=Sharing.MIDDLE),
-        scale=100.0,
-    ),
-    Claim(
         "capacity rescues sharing",
-        "gain at rho = 0 with adapters on one projection less the gain with adapters everywhere, points",
+        "gain at rho = 0 with adapters on the first layer's MLP less the gain with adapters everywhere, points",
         "> 0",
-        lambda unit: gain(_OPPOSED)(unit) - gain(_OPPOSED, sharing=Sharing.LOOSE)(unit),
+        lambda unit: gain(_OPPOSED, sharing=Sharing.MIDDLE)(unit) - gain(_OPPOSED, sharing=Sharing.LOOSE)(unit),
         scale=100.0,
     ),
     Claim(

@@ -5,8 +5,9 @@
 
 Trains in the conflict world, and every few steps takes the step of one adapter alone: `nats[adapter][role]` is what all
 its steps together did to the mean log-prob of the right words of a role per episode, `points` to the probability of
-them, in percent (sampled steps, scaled up; what both do at once is in neither). Under positional routing each adapter is told of both; under strict routing it is told of its own role only, and
-what it does to the other one is nobody's loss. The last line is one JSON object.
+them, in percent (sampled steps, scaled up; what both do at once is in neither). Under positional routing each adapter
+is told of both; under strict routing it is told of its own role only, and what it does to the other one is nobody's
+loss. The last line is one JSON object.
 """
 
 import argparse

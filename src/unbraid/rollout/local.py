@@ -18,6 +18,7 @@ from unbraid.policy.two_agents import TwoAgents
 from unbraid.rollout.cache import growing_cache
 from unbraid.rollout.context import Drawn
 from unbraid.rollout.drawing import draw_tokens
+from unbraid.rollout.prefix import Prefix, prefix_attention
 from unbraid.rollout.randomness import stream_key
 from unbraid.rollout.single import single_trajectory
 from unbraid.rollout.trajectory import Finish, Request, Trajectory
@@ -97,7 +98,7 @@ class _Decoding:
 
     def run(self) -> list[Trajectory]:
         live = np.arange(len(self.requests))
-        logits, cache, padding = self._prefill()
+        logits, cache, padding, prefix = self._prefill()
         for position in range(self.budget):
             tokens = self._draw(logits, live, position)
             ended = np.isin(tokens, self.stop_ids) & ~self.stopped[live]
@@ -114,11 +115,16 @@ class _Decoding:
                 rows = torch.from_numpy(order).to(self.policy.device)
                 cache.batch_select_indices(rows)
                 padding = None if padding is None else padding[rows]
-            logits = self._step(tokens, live, cache, padding)
+                if prefix:
+                    prefix.select(rows)
+            logits = self._step(tokens, live, cache, padding, prefix)
         return self._trajectories()
 
-    def _prefill(self) -> tuple[torch.Tensor, Any, torch.Tensor | None]:
-        """Run each distinct prompt once; returns next-token logits (rows, V), the cache, and padding per row."""
+    def _prefill(self) -> tuple[torch.Tensor, Any, torch.Tensor | None, Prefix | None]:
+        """Run each distinct prompt once; returns next-token logits (rows, V), the cache, and padding per row.
+
+        Where rows share much, the cache is empty and what the prompts left is a prefix.
+        """
         prompts = list(dict.fromkeys(r.prompt_ids for r in self.requests))
         longest = max(map(len, prompts))
         ids = torch.zeros((len(prompts), longest), dtype=torch.long)
@@ -139,8 +145,12 @@ class _Decoding:
                 logits_to_keep=1,
             )
         rows = torch.tensor([index[r.prompt_ids] for r in self.requests]).to(device)
-        cache.batch_select_indices(rows)
-        return out.logits[rows, -1], cache, padding.to(device)[rows] if ragged else None
+        prefix = Prefix.worth(self.policy.model, cache, rows, padding.to(device))
+        if prefix:
+            cache = growing_cache()
+        else:
+            cache.batch_select_indices(rows)
+        return out.logits[rows, -1], cache, padding.to(device)[rows] if ragged else None, prefix
 
     def _prompt_routes(self, prompts: dict[tuple[int, ...], int], longest: int) -> NDArray[np.int8] | None:
         """Routes of the padded prompts; also sets every row's state. None if the policy does not route."""
@@ -157,10 +167,15 @@ class _Decoding:
         return routes
 
     def _step(
-        self, tokens: NDArray[np.int64], live: NDArray[np.int64], cache: Any, padding: torch.Tensor | None
+        self,
+        tokens: NDArray[np.int64],
+        live: NDArray[np.int64],
+        cache: Any,
+        padding: torch.Tensor | None,
+        prefix: Prefix | None,
     ) -> torch.Tensor:
         """Feed one token per live row; returns next-token logits (live, V)."""
-        device, past = self.policy.device, cache.get_seq_length()
+        device, past = self.policy.device, cache.get_seq_length() + (prefix.tokens if prefix else 0)
         if padding is None:
             mask, positions = None, torch.full((len(tokens), 1), past, device=device)
         else:
@@ -169,10 +184,13 @@ class _Decoding:
         ids, routes = torch.from_numpy(tokens)[:, None].to(device), None
         if router := self.policy.router:
             self.states[live], routes = router.step(self.states[live], tokens)
+        inputs = {"input_ids": ids, "position_ids": positions, "past_key_values": cache, "use_cache": True}
         with routed(self.policy.model, None if routes is None else routes[:, None]):
-            out = self.policy.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-            )
+            if prefix:
+                with prefix_attention(self.policy.model):
+                    out = self.policy.model(**inputs, prefix=prefix)
+            else:
+                out = self.policy.model(**inputs, attention_mask=mask)
         return out.logits[:, -1]
 
     def _forced(self, live: NDArray, position: int) -> NDArray[np.int64] | None:

@@ -70,3 +70,20 @@ def route_together(routed: Policy, trained: Mapping[str, Policy]) -> Policy:
                 )
             target.copy_(weights)
     return routed
+
+
+@torch.no_grad()
+def widen(wide: Policy, narrow: Policy) -> Policy:
+    """Give an adapter of higher rank what one of lower rank has learned: the same function, with room to learn more.
+
+    Rows of A beyond the narrow rank keep their new numbers, columns of B there are 0. Both have one alpha / rank.
+    """
+    given = dict(narrow.trainable())
+    for name, weights in wide.trainable():
+        source = given[name]
+        if "lora_A" in name:
+            weights[: len(source)] = source
+        else:
+            weights.zero_()
+            weights[:, : source.shape[1]] = source
+    return wide

@@ -1,0 +1,67 @@
+"""`unbraid interference` and `unbraid lab interference`: do reasoning and tool use fight over shared weights?"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unbraid.cli.console import Bars, Layers, console, load
+from unbraid.cli.lab import lab
+
+app = typer.Typer()
+
+
+@app.command()
+def interference(
+    recipe: Layers,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; what is there is taken. Default: runs/interference-…")
+    ] = None,
+    starts: Annotated[int, typer.Option(help="Training starts, the unit of all intervals.")] = 3,
+    questions: Annotated[int, typer.Option(help="Test tasks that every model is asked.")] = 50,
+    samples: Annotated[int, typer.Option(help="Responses to each.")] = 64,
+) -> None:
+    """Do reasoning and tool use fight in your model? Trains four or five models per start. The last line is JSON."""
+    from unbraid.interference.diagnosis import sentences
+    from unbraid.report.interference import Section, attribution_picture, write_interference
+    from unbraid.run.interference import interference as diagnose_recipe
+
+    loaded = load(recipe)
+    folder = out or Path("runs") / ("interference-" + "-".join(Path(i).stem for i in recipe if "=" not in i))
+    with Bars() as bars:
+        found = diagnose_recipe(loaded, folder, starts, questions, samples, bars.show)
+    command = f"unbraid interference {' '.join(recipe)} --starts {starts} --questions {questions} --samples {samples}"
+    lines = sentences(found)
+    write_interference(
+        folder / "interference.html",
+        f"Reasoning and tool use: {loaded.name}",
+        [f"{found.starts} training starts, {found.questions} questions, {found.samples} samples of each model."],
+        [Section("diagnosis", "Verdict", found)],
+        [attribution_picture(found, "diagnosis")],
+        command,
+        {"recipe": loaded.label or loaded.name, "steps": str(loaded.learn.steps)},
+    )
+    for line in lines:
+        console.print(line, highlight=False)
+    console.print(f"page [bold]{folder / 'interference.html'}[/]", highlight=False)
+    shown = found.as_json() | {"sentences": lines, "command": command}
+    (folder / "interference.json").write_text(json.dumps(shown, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(json.dumps(found.as_json()))
+
+
+@lab.command("interference")
+def lab_interference(
+    out: Annotated[Path, typer.Option(help="Folder of cells and page; what is there is taken.")] = Path(
+        "runs/interference"
+    ),
+    bases: Annotated[int, typer.Option(help="Base models of the conflict world, built first (half a minute).")] = 6,
+    jobs: Annotated[int, typer.Option(help="Processes at a time; 0 = one per core.")] = 1,
+    budget: Annotated[float | None, typer.Option(help="Minutes to spend now; 0 = only the page.")] = None,
+    tables: Annotated[Path | None, typer.Option("--json", help="Also write all tables here.")] = None,
+) -> None:
+    """The measures of interference where the answer is known: aligned and conflicting skills. The last line is JSON."""
+    from unbraid.lab.interference.__main__ import main
+
+    more = [f"--budget={budget}"] * (budget is not None) + [f"--json={tables}"] * (tables is not None)
+    raise typer.Exit(main([f"--out={out}", f"--bases={bases}", f"--jobs={jobs}", *more]))

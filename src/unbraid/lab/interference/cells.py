@@ -1,0 +1,229 @@
+"""One cell of the validation: a base of the conflict world at one dose, all models trained from it, all measures taken.
+
+    OUT/cells/NAME-FINGERPRINT.json
+
+A cell is there whole or not at all; the fingerprint is of everything that decides it. Success is computed, not sampled.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+
+from unbraid.interference.attribution import COMPOSED
+from unbraid.interference.geometry import Geometry, geometry, role_gradients
+from unbraid.interference.sharing import TWO_AGENTS, UNIFIED, WIDE
+from unbraid.interference.variants import only_role, route_together, take_turns
+from unbraid.lab import conflict_base
+from unbraid.lab.calls_world import Split
+from unbraid.lab.conflict_base import conflict_example
+from unbraid.lab.conflict_measure import Forcing
+from unbraid.lab.conflict_world import CONFLICT_WORLD_VERSION, Question, tasks_of
+from unbraid.learn.importance import sequence_logprobs
+from unbraid.learn.schedule import epochs
+from unbraid.learn.supervised import SupervisedTrainer, WarmupConfig
+from unbraid.policy import Policy, load_policy
+from unbraid.recipe import load_recipe
+from unbraid.tokens import Role
+
+
+class Sharing(StrEnum):
+    """Where adapters sit, and so how much one of them can tell its two jobs apart."""
+
+    TIGHT = "tight"
+    LOOSE = "loose"
+
+
+TARGETS = {
+    Sharing.TIGHT: "[layers.0.mlp.gate_proj, layers.0.mlp.up_proj, layers.0.mlp.down_proj]",
+    Sharing.LOOSE: "all-linear",
+}
+"""TIGHT: the first layer's MLP, which sees little of where in an episode it is. LOOSE: everywhere."""
+TUNING_BASE = 0
+"""The base on whose dev set learning rates are chosen; no result is from it."""
+RANK = 8
+"""Of every adapter but the wide one's, which has as many weights as two of them."""
+STEPS, EXAMPLES = 300, 32
+"""Choice: long enough for what can be learned to be learned; a joint model sees twice the examples per weight."""
+PARTS = 4
+ARMS = (UNIFIED, WIDE, TWO_AGENTS)
+"""What has a learning rate of its own; single-role models have that of the two agents, whose halves they are."""
+RATES = (5e-3, 1e-2, 2e-2)
+ROUTED = "composed_routed"
+"""R∘T as one routed model instead of two models."""
+LEAST = 1e-12
+"""Rates are kept this far from 0 and 1, so that every scale is finite."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is run. rates: arm → learning rate."""
+
+    sharing: Sharing
+    base: int
+    rho: float
+    rates: Mapping[str, float]
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.sharing}-base-{self.base}-rho-{self.rho:g}-seed-{self.seed}"
+
+    @property
+    def key(self) -> str:
+        """The cell's name with what else decides its result."""
+        return f"{self.name}-{fingerprint(dict(self.rates))}"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """One arm at one rate, at one end of the dose, on the dev questions of the base for tuning."""
+
+    sharing: Sharing
+    arm: str
+    rate: float
+    rho: float
+
+    @property
+    def key(self) -> str:
+        return f"tuning-{self.sharing}-{self.arm}-rate-{self.rate:g}-rho-{self.rho:g}-{fingerprint({})}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a cell.
+
+    rates: model → probability of a right episode, for every test question. geometry: at the start, on training
+    questions, by field. seconds: of what.
+    """
+
+    rates: dict[str, list[float]]
+    geometry: Geometry
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def fingerprint(more: Mapping[str, Any]) -> str:
+    """Of all that decides a cell and is not in its name."""
+    pretraining = conflict_base.PRETRAINING.model_dump()
+    parts = [CONFLICT_WORLD_VERSION, pretraining, TARGETS, RANK, STEPS, EXAMPLES, PARTS, dict(more)]
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def load(cell: Cell | Tuning, rank: int | None = RANK, two_agents: bool = False, routed: bool = False) -> Policy:
+    """A new policy at the cell's start; adapters begin with the same numbers wherever their rank is the same.
+
+    Args:
+        rank: None for the base without an adapter.
+    """
+    base, seed = (TUNING_BASE, 0) if isinstance(cell, Tuning) else (cell.base, cell.seed)
+    routing = ", routing: {}" if routed else ""
+    adapter = f"{{rank: {rank}, alpha: {2 * (rank or 0)}, targets: {TARGETS[cell.sharing]}{routing}}}"
+    recipe = load_recipe(
+        ["conflict-world"],
+        [
+            f"model.path=unbraid.lab.conflict_base:conflict_base_path?world={base}",
+            *([f"model.adapter={adapter}"] if rank else []),
+            f"model.two_agents={str(two_agents).lower()}",
+        ],
+    )
+    torch.manual_seed(seed)
+    return load_policy(recipe.model, recipe.chat)
+
+
+def learn(policy: Policy, cell: Cell | Tuning, rate: float, role: Role | None = None) -> Policy:
+    """Supervised training in place, on both roles' tokens or on one role's; returns the policy."""
+    base, seed = (TUNING_BASE, 0) if isinstance(cell, Tuning) else (cell.base, cell.seed)
+    vocabulary = policy.tokenizer.get_vocab()
+    examples = [conflict_example(Question.of(t), vocabulary) for t in tasks_of(base, cell.rho, Split.TRAIN)]
+    if role is not None:
+        examples = [only_role(example, policy.format.automaton, role) for example in examples]
+    config = WarmupConfig(steps=STEPS, batch_examples=EXAMPLES, learning_rate=rate, ramp_steps=5, decay="cosine")
+    SupervisedTrainer(policy.model, config, epochs(examples, EXAMPLES, seed)).run()
+    return policy
+
+
+def rates_of(policy: Policy, forcing: Forcing) -> list[float]:
+    """Probability of every right episode."""
+    found = sequence_logprobs(policy, forcing.right, 128, 1.0)
+    return np.clip([np.exp(values.sum()) for values in found], LEAST, 1 - LEAST).tolist()
+
+
+def run_tuning(tuning: Tuning, out: Path, tell: Callable[..., None]) -> float:
+    """Keep the mean log-probability of right dev episodes at the end; returns seconds."""
+    began = time.perf_counter()
+    policy = load(tuning, 2 * RANK if tuning.arm == WIDE else RANK, two_agents=tuning.arm == TWO_AGENTS)
+    learn(policy, tuning, tuning.rate)
+    forcing = Forcing(policy, tasks_of(TUNING_BASE, tuning.rho, Split.DEV))
+    keep(out, tuning.key, float(np.log(rates_of(policy, forcing)).mean()))
+    return time.perf_counter() - began
+
+
+def run_cell(cell: Cell, out: Path, tell: Callable[..., None]) -> float:
+    """Train and measure everything; returns seconds."""
+    began = time.perf_counter()
+    base = load(cell, rank=None)
+    forcing = Forcing(base, tasks_of(cell.base, cell.rho, Split.TEST))
+    joint, wide, apart = (cell.rates[arm] for arm in ARMS)
+    reasoning, tool = (learn(load(cell), cell, apart, role) for role in (Role.REASONING, Role.ACTION))
+    models = {
+        "base": base,
+        "reasoning": reasoning,
+        "tool": tool,
+        UNIFIED: learn(load(cell), cell, joint),
+        "hybrid_tool": take_turns(base, tool),
+        "hybrid_reasoning": take_turns(reasoning, base),
+        COMPOSED: take_turns(reasoning, tool),
+        ROUTED: route_together(load(cell, routed=True), {"reasoning": reasoning, "action": tool}),
+        TWO_AGENTS: learn(load(cell, two_agents=True), cell, apart),
+        WIDE: learn(load(cell, 2 * RANK), cell, wide),
+    }
+    trained = time.perf_counter()
+    rates = {name: rates_of(policy, forcing) for name, policy in models.items()}
+    measured = time.perf_counter()
+    found = start_geometry(cell)
+    seconds = {
+        "training": trained - began,
+        "success": measured - trained,
+        "geometry": time.perf_counter() - measured,
+    }
+    keep(out, cell.key, asdict(Result(rates, found, seconds)))
+    return time.perf_counter() - began
+
+
+def start_geometry(cell: Cell) -> Geometry:
+    """Gradients of the log-probability of right training episodes, before anything is learned."""
+    policy = load(cell)
+    tasks = tasks_of(cell.base, cell.rho, Split.TRAIN)
+    episodes = [replace(e, task_id=t.id) for e, t in zip(Forcing(policy, tasks).right, tasks, strict=True)]
+    strata = [str(task.extra["field"]) for task in tasks]
+    return geometry(role_gradients(policy, episodes, np.ones(len(tasks)), strata=strata, parts=PARTS, micro_batch=64))
+
+
+def keep(out: Path, key: str, found: Any) -> None:
+    """Write a result, whole or not at all."""
+    folder = out / "cells"
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{key}.{os.getpid()}"
+    partial.write_text(json.dumps(found))
+    partial.rename(folder / f"{key}.json")
+
+
+def read(out: Path, key: str) -> Any | None:
+    """What `keep` wrote; None if it is not there."""
+    path = out / "cells" / f"{key}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def read_result(out: Path, cell: Cell) -> Result | None:
+    """The result of a cell; None if it was not run."""
+    found = read(out, cell.key)
+    return TypeAdapter(Result).validate_python(found) if found is not None else None

@@ -58,7 +58,7 @@ def test_rows_are_the_papers():
 def test_closed_form_and_planted_effects():
     rng = np.random.default_rng(1)
     planted = rng.normal(size=(6, 40))
-    z = dict(zip(VARIANTS, DESIGN @ planted, strict=True))
+    z: dict[str, np.ndarray] = dict(zip(VARIANTS, DESIGN @ planted, strict=True))
     found = effects(z)
     for name, values in zip(EFFECTS, planted, strict=True):
         np.testing.assert_allclose(found[name], values, atol=1e-12)

@@ -187,6 +187,7 @@ def test_leak_of_routed_adapters():
     assert set(found.leak) == {"reasoning", "action"}
     assert min(found.leak.values()) > 1e-3
     apart = tiny_policy(sharp=0.5)
+    assert routed.router
     apart.model = TwoAgents.of(apart.model, routed.router)
     found = geometry(role_gradients(apart, trajectories, weights, parts=2, width=None), owners)
     assert found.leak == {"reasoning": 0.0, "action": 0.0}

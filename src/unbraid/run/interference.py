@@ -14,6 +14,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -207,16 +208,16 @@ def _put_start(recipe: Recipe, begin: Policy, folder: Path, name: str) -> None:
         torch.manual_seed(recipe.seed)
         replace_folder(target, widen(load_policy(recipe.model, recipe.chat), begin).save)
     else:
-        replace_folder(target, lambda partial: shutil.copytree(folder / "start", partial, dirs_exist_ok=True))
+        replace_folder(target, partial(shutil.copytree, folder / "start", dirs_exist_ok=True))
 
 
 def _kept(path: Path, make: Callable[[], Any]) -> Any:
     """What a file holds; made and written first if it is not there."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}")
-        partial.write_text(json.dumps(make()))
-        partial.rename(path)
+        unfinished = path.with_name(f".{path.name}")
+        unfinished.write_text(json.dumps(make()))
+        unfinished.rename(path)
     return json.loads(path.read_text())
 
 

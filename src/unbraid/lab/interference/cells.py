@@ -71,7 +71,7 @@ class Cell:
     sharing: Sharing
     base: int
     rho: float
-    rates: Mapping[str, float]
+    rates: Mapping[str, float] = field(hash=False)
     seed: int = 0
 
     @property

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Validation:
 
 
 def validate(out: Path, bases: int, jobs: int, minutes: float | None, console: Console) -> Validation:
-    """Run what is missing: learning rates first, then every dose.
+    """Run what is missing: dose after dose, learning rates of a way of sharing before its first one.
 
     Args:
         bases: of the conflict world, numbers 1 and on; base 0 is for tuning. Bases are the training starts.
@@ -63,23 +63,20 @@ def validate(out: Path, bases: int, jobs: int, minutes: float | None, console: C
     def left() -> float | None:
         return None if minutes is None else max(0.0, minutes - (time.monotonic() - began) / 60)
 
-    for sharing in (TIGHT, LOOSE):
+    def do(work: Sequence[Work]) -> None:
+        found.failed |= run_within(_with_bases(work), jobs, left(), console).failed
+
+    cells: list[Cell] = []
+    for sharing, doses in DOSES:
         tunings = [Tuning(sharing, arm, rate, rho) for arm in ARMS for rate in RATES for rho in ENDS]
-        work = [
-            Work(t.key, run_tuning, (t, out), (), "tuning", TUNING_SECONDS) for t in tunings if not read(out, t.key)
-        ]
-        found.failed |= run_within(_with_bases([TUNING_BASE], work), jobs, left(), console).failed
-        if rates := best_rates({t: value for t in tunings if (value := read(out, t.key)) is not None}):
-            found.rates[sharing] = rates
-    cells = [
-        Cell(sharing, TUNING_BASE + 1 + i, rho, found.rates[sharing])
-        for sharing, doses in DOSES
-        for rho in doses
-        for i in range(bases)
-        if sharing in found.rates
-    ]
-    work = [Work(c.name, run_cell, (c, out), (), c.sharing, CELL_SECONDS) for c in cells if not read(out, c.key)]
-    found.failed |= run_within(_with_bases(sorted({c.base for c in cells}), work), jobs, left(), console).failed
+        do([Work(t.key, run_tuning, (t, out), (), "tuning", TUNING_SECONDS) for t in tunings if not read(out, t.key)])
+        rates = best_rates({t: value for t in tunings if (value := read(out, t.key)) is not None})
+        if not rates:
+            continue
+        found.rates[sharing] = rates
+        own = [Cell(sharing, TUNING_BASE + 1 + i, rho, rates) for rho in doses for i in range(bases)]
+        do([Work(c.name, run_cell, (c, out), (), sharing, CELL_SECONDS) for c in own if not read(out, c.key)])
+        cells += own
     results = {cell: result for cell in cells if (result := read_result(out, cell)) is not None}
     found.planned, found.done = bases * sum(len(doses) for _, doses in DOSES), len(results)
     for sharing, doses in DOSES:
@@ -113,24 +110,27 @@ def diagnose_dose(results: Mapping[Cell, Result]) -> Diagnosis:
     return diagnose(starts, successes, PUBLISHED_SAMPLES, [result.geometry for result in results.values()])
 
 
-def _with_bases(bases: Sequence[int], work: Sequence[Work]) -> list[Work]:
+def _with_bases(work: Sequence[Work]) -> list[Work]:
     """The work, and before it the bases that are not in the cache yet."""
-    cached = [cache_folder() / f"conflict-v{CONFLICT_WORLD_VERSION}-{base}" for base in bases]
-    missing = [base for base, path in zip(bases, cached, strict=True) if work and not path.is_dir()]
-    built = [Work(f"conflict base {b}", _build, (b,), (), "base", BASE_SECONDS) for b in missing]
-    return [*built, *(_after(w, built) for w in work)]
+    needed = [_base_of(w.arguments[0]) for w in work]
+    missing = [b for b in sorted(set(needed)) if not _cached(b).is_dir()]
+    built = {b: Work(f"conflict base {b}", _build, (b,), (), "base", BASE_SECONDS) for b in missing}
+    after = [(built[b].name,) if b in built else () for b in needed]
+    return [*built.values(), *(replace(w, after=names) for w, names in zip(work, after, strict=True))]
+
+
+def _base_of(what: Cell | Tuning) -> int:
+    return TUNING_BASE if isinstance(what, Tuning) else what.base
+
+
+def _cached(base: int) -> Path:
+    return cache_folder() / f"conflict-v{CONFLICT_WORLD_VERSION}-{base}"
 
 
 def _build(base: int, tell: Callable[..., None]) -> float:
     began = time.perf_counter()
     conflict_base_path(base)
     return time.perf_counter() - began
-
-
-def _after(work: Work, built: Sequence[Work]) -> Work:
-    needed = TUNING_BASE if isinstance(work.arguments[0], Tuning) else work.arguments[0].base
-    after = tuple(w.name for w in built if w.arguments[0] == needed)
-    return Work(work.name, work.do, work.arguments, after, work.kind, work.expected)
 
 
 def trends(found: Validation, sharing: Sharing) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def trends(found: Validation, sharing: Sharing) -> dict[str, Any]:
     return {
         name: {
             "by_rho": dict(zip(map(str, doses), (_rounded(v) for v in values), strict=True)),
-            "spearman": _rounded(float(stats.spearmanr(doses, values)[0])) if len(doses) > 2 else None,
+            "spearman": _rounded(float(np.asarray(stats.spearmanr(doses, values))[0])) if len(doses) > 2 else None,
         }
         for name, values in measures.items()
     }

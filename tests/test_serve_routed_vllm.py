@@ -37,7 +37,8 @@ TALK = [
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    base, tokenizer = tmp_path_factory.mktemp("base"), tiny_tokenizer()
+    base = tmp_path_factory.mktemp("base")
+    tokenizer: Any = tiny_tokenizer()
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,

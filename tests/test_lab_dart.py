@@ -191,10 +191,10 @@ def test_planted_verdicts():
     assert ruling("conflict: a gain at rho = 0 (tight)", results) is Ruling.SEEN
     assert ruling("aligned skills: no gain (middle)", results) is Ruling.SEEN
     assert ruling("the gain grows with the dose (middle)", results) is Ruling.SEEN
-    assert ruling("strict does as well as positional", results) is Ruling.OPPOSITE
-    assert ruling("the action adapter alone keeps its skill", results) is Ruling.OPPOSITE
-    assert ruling("the reasoning adapter alone keeps its skill", results) is Ruling.SEEN
-    assert ruling("it is the roles that matter", results) is Ruling.SEEN
+    assert ruling("strict does as well as positional (middle)", results) is Ruling.OPPOSITE
+    assert ruling("the action adapter alone keeps its skill (middle)", results) is Ruling.OPPOSITE
+    assert ruling("the reasoning adapter alone keeps its skill (middle)", results) is Ruling.SEEN
+    assert ruling("it is the roles that matter (middle)", results) is Ruling.SEEN
     assert ruling("DART beats one shared adapter: search world", results) is not Ruling.SEEN
     assert ruling("rho = 1, tight", results) is not Ruling.SEEN
 

@@ -45,7 +45,7 @@ def stages() -> list[Stage]:
     supervised, tight = Learner.SUPERVISED, Sharing.TIGHT
     return [
         *(Stage(tuple((supervised, sharing, name) for name in DOSED), RHOS) for sharing in DOSED_AT),
-        Stage(tuple((supervised, tight, name) for name in FIRST), ENDS),
+        *(Stage(tuple((supervised, sharing, name) for name in FIRST), ENDS) for sharing in DOSED_AT),
         Stage(tuple((Learner.GRPO, Sharing.MIDDLE, name) for name in REINFORCED), ENDS),
         Stage(tuple((supervised, tight, name) for name in OTHERS), ENDS),
         Stage(tuple((supervised, Sharing.LOOSE, name) for name in DOSED), ENDS),

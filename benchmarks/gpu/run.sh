@@ -27,4 +27,5 @@ for shape in 100M 1.7B; do
   measure "served-$shape" benchmarks/served.py --shape "$shape" --dtype bfloat16 --memory 0.4 --prompts 32 --tokens 512 \
     --without-generate ${vllm:+--python "$vllm"}
 done
+measure learning benchmarks/gpu/learning.py --seconds 480
 measure sampler benchmarks/sampler.py

@@ -79,7 +79,7 @@ class Fast:
         rows, longest = batch.ids.shape
         if not self.forests or (self.longest is not None and longest > self.longest):
             return None
-        forest = _plant(batch)
+        forest = plant_batch(batch)
         # Where nothing is padded, attention needs no mask and leaves half of the pairs out.
         causal = 0.5 if bool(batch.attention.all()) else 1.0
         plain = self._cost(rows * longest, causal * rows * longest * longest)
@@ -123,12 +123,13 @@ def score(
         profile.count(batch, forest, plain=fast and not known.head)
     if not known.head:
         return score_tokens(model, batch, temperature, choice_ids)
-    return _score(model, known.head, batch, forest, temperature, choice_ids)
+    return score_batch(model, known.head, batch, forest, temperature, choice_ids)
 
 
-def _score(
+def score_batch(
     model: Any, head: Head, batch: TokenBatch, forest: Forest | None, temperature: float, choice_ids: tuple[int, int]
 ) -> Scores:
+    """The scores of a batch, by its forest or padded; nothing is checked."""
     device = batch.ids.device
     if forest:
         source = torch.from_numpy(forest.source).to(device)
@@ -161,9 +162,9 @@ def _fails(
         return False
     known.checked.add(asked)
     head, few = known.head, _few(batch, forest)
-    few_forest = _plant(few) if forest else None
+    few_forest = plant_batch(few) if forest else None
     plain = _probe(model, lambda: score_tokens(model, few, temperature, choice_ids))
-    ours = _probe(model, lambda: _score(model, head, few, few_forest, temperature, choice_ids))
+    ours = _probe(model, lambda: score_batch(model, head, few, few_forest, temperature, choice_ids))
     tolerance = TOLERANCE.get(head.linear.weight.dtype, 0.1)
     scores = float((ours[0] - plain[0]).abs().max())
     gradient = float((ours[1] - plain[1]).norm() / plain[1].norm().clamp(min=1e-12))
@@ -177,7 +178,8 @@ def _fails(
     return True
 
 
-def _plant(batch: TokenBatch) -> Forest:
+def plant_batch(batch: TokenBatch) -> Forest:
+    """The forest of a batch's sequences."""
     routes = None if batch.routes is None else batch.routes.cpu().numpy()
     return plant(batch.ids.cpu().numpy(), batch.attention.sum(1).tolist(), routes)
 

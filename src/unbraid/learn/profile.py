@@ -1,5 +1,6 @@
 """Where the seconds and bytes of an update go, and which tokens were computed for it."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -130,4 +131,4 @@ def _is_table(name: str) -> bool:
 def _resident() -> int:
     """Bytes resident in this process now; 0 where the system does not say."""
     statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[1]) * 4096 if statm.exists() else 0
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0

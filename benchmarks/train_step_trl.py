@@ -1,7 +1,7 @@
 """TRL's GRPOTrainer as a process that `train_step.py` drives; needs requirements-trl.txt, not unbraid.
 
-    train_step_trl.py step FOLDER      steps of the trainer, one JSON line: seconds, of them generating, peak bytes
-    train_step_trl.py parity FOLDER    losses and gradients of `_compute_loss` on the batch in FOLDER/parity.npz
+train_step_trl.py step FOLDER      steps of the trainer, one JSON line: seconds, of them generating, peak bytes
+train_step_trl.py parity FOLDER    losses and gradients of `_compute_loss` on the batch in FOLDER/parity.npz
 """
 
 import argparse
@@ -118,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["step", "parity"])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)

@@ -17,6 +17,7 @@ from unbraid.learn.constraint import Constraint, ConstraintConfig
 from unbraid.learn.fast import fast_of, score
 from unbraid.learn.forest import WORTH_SHARING, Forest, plant
 from unbraid.learn.grpo import make_optimiser, update
+from unbraid.learn.importance import sequence_logprobs
 from unbraid.learn.isolation import backward
 from unbraid.learn.log import without_wall_clock
 from unbraid.learn.objective import score_tokens
@@ -234,6 +235,33 @@ def test_an_update_ends_at_the_same_weights(setting: dict[str, Any]):
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-7)
     assert found[0][2]["learn/padding"] == 0 < found[1][2]["learn/padding"]
     assert found[0][2]["learn/shared"] > 0.3 and found[1][2]["learn/shared"] == 0
+
+
+@pytest.mark.parametrize("kind", ["adapter", "routed"])
+def test_the_reference_of_a_fresh_adapter_is_the_base_bit_for_bit(kind: str):
+    policy = tiny_policy(**KINDS[kind])
+    for name, parameter in policy.trainable():
+        if "lora_B" in name:
+            parameter.data.zero_()
+    trajectories = made_up(policy)
+    policy.freeze_reference()
+    for _, parameter in policy.trainable():
+        parameter.data += 0.1
+    moved, names = sequence_logprobs(policy, trajectories, 5, 1.0), [name for name, _ in policy.trainable()]
+    assert policy._starts_bare
+    with policy.reference():
+        assert not policy.trainable()  # PEFT switches them off
+        off = sequence_logprobs(policy, trajectories, 5, 1.0)
+    assert [name for name, _ in policy.trainable()] == names
+    policy._starts_bare = False
+    with policy.reference():
+        swapped = sequence_logprobs(policy, trajectories, 5, 1.0)
+    for one, other, now in zip(off, swapped, moved, strict=True):
+        assert np.array_equal(one, other) and not np.allclose(one, now)
+    again = sequence_logprobs(policy, trajectories, 5, 1.0)
+    assert all(np.array_equal(one, other) for one, other in zip(again, moved, strict=True))
+    policy.freeze_reference()
+    assert not policy._starts_bare
 
 
 def test_what_a_step_costs_is_logged():

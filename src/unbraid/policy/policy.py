@@ -74,6 +74,7 @@ class Policy:
     added_rows: int = 0
     """Rows that the embedding got for tokens that the model on disk does not know."""
     _start: list[torch.Tensor] = field(default_factory=list, repr=False)
+    _starts_bare: bool = field(default=False, repr=False)
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """(name, parameter) of everything that is trained, in a fixed order."""
@@ -106,17 +107,27 @@ class Policy:
 
     def freeze_reference(self) -> None:
         """Remember the trained weights of now: they are the reference of the KL term."""
-        self._start = [p.detach().clone() for _, p in self.trainable()]
+        trained = self.trainable()
+        self._start = [p.detach().clone() for _, p in trained]
+        # Adapters that nothing was learned into yet add exactly 0.
+        fresh = [not p.any() for name, p in trained if ".lora_B." in name]
+        self._starts_bare = bool(fresh) and all(fresh) and all(".lora_" in name for name, _ in trained)
 
     @contextmanager
     def reference(self) -> Iterator[Any]:
         """The model with the weights that `freeze_reference` remembered; the present ones are back afterwards.
+
+        Where these were adapters that add nothing yet, they are switched off, which gives the same bits and takes less.
 
         Raises:
             ModelError: nothing was remembered.
         """
         if not self._start:
             raise ModelError("the policy has no reference: call freeze_reference() before the first update")
+        if self._starts_bare and hasattr(self.model, "disable_adapter"):
+            with self.model.disable_adapter():
+                yield self.model
+            return
         parameters = [p for _, p in self.trainable()]
         present = [p.data for p in parameters]
         try:

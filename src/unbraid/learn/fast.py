@@ -1,18 +1,17 @@
 """Scores of a batch the fast way: logits only where it trains, what sequences share computed once, no padding.
 
 Equal to `objective.score_tokens`, which stays the definition. Every model is held against it before the first use, by
-scores and a gradient of two of the batch's sequences (`_difference`). A model that fails is scored the plain way from
+scores and a gradient of two short sequences (`_fails`). A model that fails is scored the plain way from
 then on, and a warning says so.
 """
 
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -114,10 +113,10 @@ def score(
     """
     model, choice_ids = policy.model, policy.format.modes.choice_ids
     known = fast_of(model) if fast else Fast(None)
-    if known.head and _fails(model, known, batch, "head", None, temperature, choice_ids):
+    if known.head and _fails(model, known, batch, "head", temperature, choice_ids):
         known.head = None
     forest = known.forest(batch) if known.head else None
-    if forest and _fails(model, known, batch, "forest", forest, temperature, choice_ids):
+    if forest and _fails(model, known, batch, "forest", temperature, choice_ids):
         known.forests, forest = False, None
     if profile:
         profile.count(batch, forest, plain=fast and not known.head)
@@ -150,21 +149,20 @@ def _fails(
     model: Any,
     known: Fast,
     batch: TokenBatch,
-    what: str,
-    forest: Forest | None,
+    what: Literal["head", "forest"],
     temperature: float,
     choice_ids: tuple[int, int],
 ) -> bool:
     """Whether the fast path gives something else than the plain one; asked once for each mode of the model."""
     assert known.head
     asked = (what, model.training)
-    if asked in known.checked or not batch.sampled.any():
+    if asked in known.checked or batch.ids.shape[1] < 2:
         return False
     known.checked.add(asked)
-    head, few = known.head, _few(batch, forest)
-    few_forest = plant_batch(few) if forest else None
+    head, few = known.head, _example(batch)
+    forest = plant_batch(few) if what == "forest" else None
     plain = _probe(model, lambda: score_tokens(model, few, temperature, choice_ids))
-    ours = _probe(model, lambda: score_batch(model, head, few, few_forest, temperature, choice_ids))
+    ours = _probe(model, lambda: score_batch(model, head, few, forest, temperature, choice_ids))
     tolerance = TOLERANCE.get(head.linear.weight.dtype, 0.1)
     scores = float((ours[0] - plain[0]).abs().max())
     gradient = float((ours[1] - plain[1]).norm() / plain[1].norm().clamp(min=1e-12))
@@ -184,23 +182,36 @@ def plant_batch(batch: TokenBatch) -> Forest:
     return plant(batch.ids.cpu().numpy(), batch.attention.sum(1).tolist(), routes)
 
 
-def _few(batch: TokenBatch, forest: Forest | None) -> TokenBatch:
-    """Two sequences of the batch that train: with a forest two that share most, else the two shortest."""
-    lengths = batch.attention.sum(1).cpu().numpy()
-    able = np.flatnonzero(batch.sampled.any(1).cpu().numpy())
-    rows = able[np.argsort(lengths[able], kind="stable")][:2]
-    if forest and len(able) > 1:
-        first = forest.place[able, : min(lengths[able])]
-        shared = [(first == first[i]).sum(1) for i in range(len(able))]
-        one, other = np.unravel_index(np.argmax(np.array(shared) * ~np.eye(len(able), dtype=bool)), (len(able),) * 2)
-        rows = able[[one, other]]
-    width = int(lengths[rows].max())
-    few = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    for name, value in few.items():
-        if value is not None:
-            part = value[torch.from_numpy(rows).to(value.device)]
-            few[name] = part if part.ndim == 1 else part[:, : width - (batch.ids.shape[1] - part.shape[1])]
-    return TokenBatch(**few)
+def _example(batch: TokenBatch) -> TokenBatch:
+    """Two short sequences made of the batch's longest: they share a beginning and then part, and one is padded.
+
+    What is sampled and what is a choice does not matter for what is compared.
+    """
+    row = int(batch.attention.sum(1).argmax())
+    length = int(batch.attention[row].sum())
+    shared = min(length // 2, 256)
+    end = min(length, shared + 64)
+    places = torch.arange(end, device=batch.ids.device).repeat(2, 1)
+    places[1, shared:] = places[0, shared:].flip(0)
+    lengths = torch.tensor([end, max(end - 7, min(end, shared + 1))], device=places.device)
+    inside = torch.arange(end, device=places.device) < lengths[:, None]
+    sampled = (inside & (torch.arange(end, device=places.device) >= shared))[:, 1:]
+    nothing = torch.zeros((2, end - 1), device=places.device)
+    return TokenBatch(
+        ids=batch.ids[row][places] * inside,
+        attention=inside.long(),
+        sampled=sampled,
+        roles=nothing.byte(),
+        old_logprobs=nothing,
+        reference_logprobs=nothing,
+        advantages=nothing[:, 0],
+        response=nothing.long(),
+        mode=nothing.long(),
+        choice=sampled & (torch.arange(end - 1, device=places.device) < shared + 2),
+        tokens=nothing[:, 0],
+        think_share=nothing[:, 0],
+        routes=None if batch.routes is None else batch.routes[row][places],
+    )
 
 
 def _probe(model: nn.Module, score: Callable[[], Scores]) -> tuple[Tensor, Tensor]:

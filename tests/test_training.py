@@ -4,8 +4,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 from policies import calls_tasks, tiny_policy
 
 from unbraid.errors import CheckpointError, CollapseError
+from unbraid.interference.monitor import Monitor
 from unbraid.learn.checkpoint import CheckpointConfig, CheckpointStore
 from unbraid.learn.collapse import CollapseWatch
 from unbraid.learn.constraint import Adaptive, Constraint, ConstraintConfig
@@ -30,6 +33,9 @@ STEPS = 6
 CONSTRAINTS = (
     ConstraintConfig(name="tokens", group_by="mode", target=3.0, coefficient=Adaptive(start=0.1, rule="adam")),
     ConstraintConfig(name="mode", measure="choice", target=0.6, coefficient=Adaptive(start=0.1, rule="step")),
+)
+LEARN = LearnConfig(
+    steps=STEPS, learning_rate=1e-2, kl=0.1, minibatches=2, probe_every=3, weight_decay=0.1, interference_every=2
 )
 PUBLISHED = reward_function(RewardConfig())
 RESUME = Path(__file__).parents[1] / "benchmarks" / "resume.py"
@@ -53,12 +59,13 @@ def training(
         "roll": SingleStep(LocalSampler(policy), policy.format, reward, max_new_tokens=10),
         "tasks": calls_tasks(5),
         "rollout": RolloutConfig(prompts=3, samples=3, max_new_tokens=10),
-        "learn": LearnConfig(steps=STEPS, learning_rate=1e-2, kl=0.1, minibatches=2, probe_every=3, weight_decay=0.1),
+        "learn": LEARN,
         "constraints": [Constraint(c) for c in CONSTRAINTS],
         "store": CheckpointStore(run_dir / "checkpoints", CheckpointConfig(every=every, keep=2), "recipe"),
         "run_dir": run_dir,
         "validate": lambda done: (float(done % 4 == 3), {"validation/accuracy": float(done % 4 == 3)}),
         "validate_every": 3,
+        "monitor": Monitor(policy, LEARN, 1.0),
     }
     return Training(**(parts | changes))
 
@@ -96,6 +103,21 @@ def test_a_run_stopped_again_and_again_equals_the_unbroken_one(tmp_path: Path, e
     resumed = training(tmp_path / "broken", every, adapter)
     assert resumed.run() == best == 3
     assert outcome(resumed) == outcome(unbroken)
+
+
+def test_looking_at_gradients_changes_no_bit_of_a_run(tmp_path: Path):
+    def uneven(task: Any, reading: Any) -> Any:
+        """Something to learn from in every group, which the plain reward gives a random policy seldom."""
+        return replace(PUBLISHED(task, reading), total=float(crc32(repr(reading).encode()) % 7))
+
+    looked = training(tmp_path / "looked", reward=uneven)
+    blind = training(tmp_path / "blind", reward=uneven, monitor=None)
+    looked.run()
+    blind.run()
+    seen, unseen = outcome(looked), outcome(blind)
+    assert any("interference/norm/reasoning" in row for row in seen["metrics"])
+    seen["metrics"] = [{k: v for k, v in row.items() if not k.startswith("interference/")} for row in seen["metrics"]]
+    assert seen == unseen
 
 
 def test_the_generators_that_a_users_reward_draws_from_are_part_of_the_run(tmp_path: Path):

@@ -56,6 +56,7 @@ def lab_interference(
         "runs/interference"
     ),
     bases: Annotated[int, typer.Option(help="Base models of the conflict world, built first (half a minute).")] = 6,
+    rank: Annotated[int, typer.Option(help="Of adapters; the wide one has twice as much.")] = 4,
     jobs: Annotated[int, typer.Option(help="Processes at a time; 0 = one per core.")] = 1,
     budget: Annotated[float | None, typer.Option(help="Minutes to spend now; 0 = only the page.")] = None,
     tables: Annotated[Path | None, typer.Option("--json", help="Also write all tables here.")] = None,
@@ -64,4 +65,4 @@ def lab_interference(
     from unbraid.lab.interference.__main__ import main
 
     more = [f"--budget={budget}"] * (budget is not None) + [f"--json={tables}"] * (tables is not None)
-    raise typer.Exit(main([f"--out={out}", f"--bases={bases}", f"--jobs={jobs}", *more]))
+    raise typer.Exit(main([f"--out={out}", f"--bases={bases}", f"--rank={rank}", f"--jobs={jobs}", *more]))

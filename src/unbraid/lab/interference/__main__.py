@@ -21,14 +21,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/interference"), help="folder of cells and page")
     parser.add_argument("--bases", type=int, default=6, help="base models, the unit of all intervals")
+    parser.add_argument("--rank", type=int, default=RANK, help="of adapters; the wide one has twice as much")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time; 0 = one per core")
     parser.add_argument("--budget", type=float, help="minutes; nothing is started that would not end by then")
     parser.add_argument("--json", type=Path, help="also write all tables to this file")
     asked = parser.parse_args(arguments)
-    found = validate(asked.out.resolve(), asked.bases, asked.jobs, asked.budget, Console(stderr=True))
-    command = f"unbraid lab interference --out {asked.out} --bases {asked.bases} --jobs {asked.jobs}"
+    found = validate(asked.out.resolve(), asked.bases, asked.jobs, asked.budget, Console(stderr=True), asked.rank)
+    command = (
+        f"unbraid lab interference --out {asked.out} --bases {asked.bases} --rank {asked.rank} --jobs {asked.jobs}"
+    )
     asked.out.mkdir(parents=True, exist_ok=True)
-    write_page(asked.out / "interference.html", found, command)
+    write_page(asked.out / "interference.html", found, command, asked.rank)
     console = Console(width=150)
     for sharing in Sharing:
         if any(s == sharing for s, _ in found.diagnoses):
@@ -57,7 +60,7 @@ def dose_table(found: Validation, sharing: Sharing) -> Table:
     return table
 
 
-def write_page(path: Path, found: Validation, command: str) -> None:
+def write_page(path: Path, found: Validation, command: str, rank: int) -> None:
     """The page of all doses that enough bases were run of."""
     sections = [
         Section(f"{sharing}-{100 * rho:.0f}", f"{sharing} sharing, rho = {rho:g}", d, strata=False)
@@ -72,7 +75,7 @@ def write_page(path: Path, found: Validation, command: str) -> None:
         command,
         {
             "cells": f"{found.done} of {found.planned}, {len(found.failed)} failed",
-            "training": f"{STEPS} supervised steps of {EXAMPLES} examples, rank {RANK}; learning rates out of "
+            "training": f"{STEPS} supervised steps of {EXAMPLES} examples, rank {rank}; learning rates out of "
             f"{', '.join(f'{rate:g}' for rate in RATES)}, chosen on dev questions of base {TUNING_BASE}",
         },
     )

@@ -50,10 +50,12 @@ TARGETS = {
 """TIGHT: the first layer's MLP, which sees little of where in an episode it is. LOOSE: everywhere."""
 TUNING_BASE = 0
 """The base on whose dev set learning rates are chosen; no result is from it."""
-RANK = 8
-"""Of every adapter but the wide one's, which has as many weights as two of them."""
-STEPS, EXAMPLES = 300, 32
-"""Choice: long enough for what can be learned to be learned; a joint model sees twice the examples per weight."""
+RANK = 4
+"""Of every adapter but the wide one's, which has as many weights as two of them. Choice: low, so that tight sharing is
+tight for the wide one too; with rank 8 some bases find room in it for both forms."""
+STEPS, EXAMPLES = 200, 16
+"""Choice: as long as two agents need. With three times the examples some bases learn both skills in tight sharing too:
+what sharing costs, it costs at a budget."""
 PARTS = 4
 ARMS = (UNIFIED, WIDE, TWO_AGENTS)
 """What has a learning rate of its own; single-role models have that of the two agents, whose halves they are."""
@@ -72,11 +74,12 @@ class Cell:
     base: int
     rho: float
     rates: Mapping[str, float] = field(hash=False)
+    rank: int = RANK
     seed: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.sharing}-base-{self.base}-rho-{self.rho:g}-seed-{self.seed}"
+        return f"{self.sharing}-rank-{self.rank}-base-{self.base}-rho-{self.rho:g}-seed-{self.seed}"
 
     @property
     def key(self) -> str:
@@ -92,10 +95,13 @@ class Tuning:
     arm: str
     rate: float
     rho: float
+    rank: int = RANK
 
     @property
     def key(self) -> str:
-        return f"tuning-{self.sharing}-{self.arm}-rate-{self.rate:g}-rho-{self.rho:g}-{fingerprint({})}"
+        return (
+            f"tuning-{self.sharing}-rank-{self.rank}-{self.arm}-rate-{self.rate:g}-rho-{self.rho:g}-{fingerprint({})}"
+        )
 
 
 @dataclass(frozen=True)
@@ -114,19 +120,20 @@ class Result:
 def fingerprint(more: Mapping[str, Any]) -> str:
     """Of all that decides a cell and is not in its name."""
     pretraining = conflict_base.PRETRAINING.model_dump()
-    parts = [CONFLICT_WORLD_VERSION, pretraining, TARGETS, RANK, STEPS, EXAMPLES, PARTS, dict(more)]
+    parts = [CONFLICT_WORLD_VERSION, pretraining, TARGETS, STEPS, EXAMPLES, PARTS, dict(more)]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def load(cell: Cell | Tuning, rank: int | None = RANK, two_agents: bool = False, routed: bool = False) -> Policy:
+def load(cell: Cell | Tuning, times: int = 1, two_agents: bool = False, routed: bool = False) -> Policy:
     """A new policy at the cell's start; adapters begin with the same numbers wherever their rank is the same.
 
     Args:
-        rank: None for the base without an adapter.
+        times: of the cell's rank; 0 for the base without an adapter.
     """
+    rank = times * cell.rank
     base, seed = (TUNING_BASE, 0) if isinstance(cell, Tuning) else (cell.base, cell.seed)
     routing = ", routing: {}" if routed else ""
-    adapter = f"{{rank: {rank}, alpha: {2 * (rank or 0)}, targets: {TARGETS[cell.sharing]}{routing}}}"
+    adapter = f"{{rank: {rank}, alpha: {2 * rank}, targets: {TARGETS[cell.sharing]}{routing}}}"
     recipe = load_recipe(
         ["conflict-world"],
         [
@@ -160,7 +167,7 @@ def rates_of(policy: Policy, forcing: Forcing) -> list[float]:
 def run_tuning(tuning: Tuning, out: Path, tell: Callable[..., None]) -> float:
     """Keep the mean log-probability of right dev episodes at the end; returns seconds."""
     began = time.perf_counter()
-    policy = load(tuning, 2 * RANK if tuning.arm == WIDE else RANK, two_agents=tuning.arm == TWO_AGENTS)
+    policy = load(tuning, 2 if tuning.arm == WIDE else 1, two_agents=tuning.arm == TWO_AGENTS)
     learn(policy, tuning, tuning.rate)
     forcing = Forcing(policy, tasks_of(TUNING_BASE, tuning.rho, Split.DEV))
     keep(out, tuning.key, float(np.log(rates_of(policy, forcing)).mean()))
@@ -170,7 +177,7 @@ def run_tuning(tuning: Tuning, out: Path, tell: Callable[..., None]) -> float:
 def run_cell(cell: Cell, out: Path, tell: Callable[..., None]) -> float:
     """Train and measure everything; returns seconds."""
     began = time.perf_counter()
-    base = load(cell, rank=None)
+    base = load(cell, times=0)
     forcing = Forcing(base, tasks_of(cell.base, cell.rho, Split.TEST))
     joint, wide, apart = (cell.rates[arm] for arm in ARMS)
     reasoning, tool = (learn(load(cell), cell, apart, role) for role in (Role.REASONING, Role.ACTION))
@@ -184,7 +191,7 @@ def run_cell(cell: Cell, out: Path, tell: Callable[..., None]) -> float:
         COMPOSED: take_turns(reasoning, tool),
         ROUTED: route_together(load(cell, routed=True), {"reasoning": reasoning, "action": tool}),
         TWO_AGENTS: learn(load(cell, two_agents=True), cell, apart),
-        WIDE: learn(load(cell, 2 * RANK), cell, wide),
+        WIDE: learn(load(cell, times=2), cell, wide),
     }
     trained = time.perf_counter()
     rates = {name: rates_of(policy, forcing) for name, policy in models.items()}

@@ -17,6 +17,7 @@ from unbraid.lab.conflict_base import conflict_base_path
 from unbraid.lab.conflict_world import CONFLICT_WORLD_VERSION
 from unbraid.lab.interference.cells import (
     ARMS,
+    RANK,
     RATES,
     TUNING_BASE,
     Cell,
@@ -51,7 +52,7 @@ class Validation:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def validate(out: Path, bases: int, jobs: int, minutes: float | None, console: Console) -> Validation:
+def validate(out: Path, bases: int, jobs: int, minutes: float | None, console: Console, rank: int = RANK) -> Validation:
     """Run what is missing: dose after dose, learning rates of a way of sharing before its first one.
 
     Args:
@@ -68,13 +69,13 @@ def validate(out: Path, bases: int, jobs: int, minutes: float | None, console: C
 
     cells: list[Cell] = []
     for sharing, doses in DOSES:
-        tunings = [Tuning(sharing, arm, rate, rho) for arm in ARMS for rate in RATES for rho in ENDS]
+        tunings = [Tuning(sharing, arm, rate, rho, rank) for arm in ARMS for rate in RATES for rho in ENDS]
         do([Work(t.key, run_tuning, (t, out), (), "tuning", TUNING_SECONDS) for t in tunings if not read(out, t.key)])
         rates = best_rates({t: value for t in tunings if (value := read(out, t.key)) is not None})
         if not rates:
             continue
         found.rates[sharing] = rates
-        own = [Cell(sharing, TUNING_BASE + 1 + i, rho, rates) for rho in doses for i in range(bases)]
+        own = [Cell(sharing, TUNING_BASE + 1 + i, rho, rates, rank) for rho in doses for i in range(bases)]
         do([Work(c.name, run_cell, (c, out), (), sharing, CELL_SECONDS) for c in own if not read(out, c.key)])
         cells += own
     results = {cell: result for cell in cells if (result := read_result(out, cell)) is not None}

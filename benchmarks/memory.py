@@ -46,6 +46,7 @@ LARGE = {"vocab_size": 8000, "hidden_size": 768, "intermediate_size": 3072, "num
 SHAPES: dict[str, dict[str, Any]] = {
     "many logits": {"config": WIDE, "rows": 8, "prompt": 64, "new": 96},
     "many logits, tied, KL": {"config": TIED, "rows": 4, "prompt": 64, "new": 96, "kl": 1e-3},
+    "many logits, fast": {"config": WIDE, "rows": 8, "prompt": 64, "new": 96, "fast": True},
     "deep": {"config": DEEP, "rows": 8, "prompt": 128, "new": 64},
     "deep, checkpointing": {"config": DEEP, "rows": 16, "prompt": 128, "new": 64, "checkpointing": True},
     "deep, bfloat16": {"config": DEEP, "rows": 8, "prompt": 128, "new": 64, "dtype": "bfloat16"},
@@ -99,7 +100,7 @@ def measure(name: str, how: str) -> dict[str, float]:
     )
     kl, rows = shape.get("kl", 0.0), shape["rows"]
     expected = training_memory(
-        model_shape(_model_config(shape), config),
+        model_shape(_model_config(shape), config, shape.get("fast", False)),
         batch_shape(rows, shape["new"], shape["prompt"], shape["prompt"] // 2),
         kl=kl > 0,
         device=device,
@@ -147,7 +148,7 @@ def _learn(
     policy = Policy(
         model, tokenizer, ChatFormat.build(tokenizer, CHAT), torch.device(device), config.adapter is not None
     )
-    learn = LearnConfig(micro_batch=rows, kl=kl)
+    learn = LearnConfig(micro_batch=rows, kl=kl, fast=shape.get("fast", False))
     if kl:
         policy.freeze_reference()
     optimiser = make_optimiser(policy, learn)

@@ -64,7 +64,8 @@ def memory_budget(recipe: Recipe, policy: Policy, tasks: Sequence[Task], max_tok
         tasks: their prompts decide how large a micro-batch of single responses can get.
         max_tokens: longest context of a server.
     """
-    sampler, shape, kl = recipe.sampler, model_shape(policy.model, recipe.model), recipe.learn.kl > 0
+    sampler, kl = recipe.sampler, recipe.learn.kl > 0
+    shape = model_shape(policy.model, recipe.model, recipe.learn.fast)
     device = "cuda" if policy.device.type == "cuda" else "cpu"
     if recipe.environment:
         batch = episode_shape(recipe.learn.micro_batch, recipe.environment.tokens)

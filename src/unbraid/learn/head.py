@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-CHUNK = {"cpu": 1 << 21, "cuda": 1 << 26}
-"""Most logits at a time. Choice: on a CPU 8 MB in float32, which stay in its cache; on a GPU 256 MB, so that the matrix
-products are large (not measured)."""
+from unbraid.policy.memory import HEAD_LOGITS
+
 LEAST_LOGPROB = -1e4
 """Stands for −∞ in p log p, which is 0 there, not NaN."""
 
@@ -64,12 +63,12 @@ def score_hidden(
     Args:
         hidden: (N, H). targets: (N,) ids.
         also: further ids whose log-probs are wanted at every position.
-        chunk: most logits at a time; default: `CHUNK` of the device.
+        chunk: most logits at a time; default: `HEAD_LOGITS` of the device.
 
     Returns:
         Log-probs of the targets (N,), entropies (N,) and log-probs of `also` (N, len(also)), in nats, float32 or wider.
     """
-    rows = max(1, (chunk or CHUNK.get(hidden.device.type, CHUNK["cuda"])) // head.linear.weight.shape[0])
+    rows = max(1, (chunk or HEAD_LOGITS.get(hidden.device.type, HEAD_LOGITS["cuda"])) // head.linear.weight.shape[0])
     return _Score.apply(hidden, head.linear.weight, head.linear.bias, targets, temperature, also, rows, head)
 
 

@@ -2,9 +2,9 @@
 
 Everything is counted from the model's shape (parameters on the meta device, widths from its config) and the shape of a
 micro-batch. The terms follow what autograd keeps of a decoder of transformers (RMSNorm, rotary attention, gated MLP)
-and of `learn.objective.score_tokens`; `benchmarks/memory.py` holds them against real steps. Symbols: B rows, T tokens
-of a row, N sampled tokens, K columns with logits, V vocabulary; h hidden, q = heads · head_dim, k = kv_heads ·
-head_dim, f inner width of the MLP; e bytes of a weight, a = max(4, e) bytes where arithmetic is widened to float32.
+and of `learn.objective.score_tokens`, or `learn.head`; `benchmarks/memory.py` holds them against real steps. Symbols: B
+rows, T tokens of a row, N sampled tokens, K columns with logits, V vocabulary; h hidden, q = heads · head_dim, k =
+kv_heads · head_dim, f inner width of the MLP; e bytes of a weight, a = max(4, e) where arithmetic is in float32.
 """
 
 from collections.abc import Iterator
@@ -29,6 +29,9 @@ between (not measured)."""
 HEAP = GIB // 2
 """On a CPU the C library keeps freed blocks below 32 MiB, about as many as activations and their gradients take, up to
 this. Choice: measured with glibc; MALLOC_MMAP_THRESHOLD_=1000000 in the environment makes it vanish."""
+HEAD_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 26}
+"""Most logits that `learn.head` makes at a time. Choice: on a CPU 8 MB in float32, which stay in its cache; on a GPU
+256 MB, so that the matrix products are large (not measured)."""
 TOKEN_BYTES = 150
 """Of one column of a `TokenBatch` with its scores and weights: nine tensors in, about ten out."""
 
@@ -63,6 +66,7 @@ class ModelShape:
     itemsize: int
     attention: str
     checkpointing: bool
+    fast: bool = False
 
     @property
     def query(self) -> int:
@@ -141,12 +145,13 @@ class TrainingMemory:
         return {"activations": self.activations, last[0]: last[1], "allocator": self.slack}
 
 
-def model_shape(source: Any, config: ModelConfig) -> ModelShape:
+def model_shape(source: Any, config: ModelConfig, fast: bool = False) -> ModelShape:
     """The shape of a model.
 
     Args:
         source: a configuration of transformers, whose model is then built without memory (meta device), or a causal
             language model, on any device; with `config.adapter` it may be wrapped already.
+        fast: learn.fast; only models whose output layer is a plain linear one have that.
 
     Raises:
         ModelError: the adapter does not fit, or the configuration names no widths.
@@ -180,6 +185,7 @@ def model_shape(source: Any, config: ModelConfig) -> ModelShape:
             itemsize=getattr(torch, config.dtype).itemsize,
             attention=config.attention,
             checkpointing=config.gradient_checkpointing,
+            fast=fast and type(output) is nn.Linear,
         )
     except AttributeError as error:
         raise ModelError(f"model.path '{config.path}': its config.json has no widths to go by ({error})") from error
@@ -207,14 +213,15 @@ def training_memory(
     * weights: their bytes. An adapter's are float32 over a base of any type.
     * gradients: the trained weights' bytes. Moments of AdamW: twice these, in the weights' own type.
     * reference: the trained weights' bytes, with a KL term only (`Policy.freeze_reference`).
-    * activations, logits, backward: see `activation_bytes`, `logit_bytes`, `backward_bytes`.
+    * activations, logits, backward: see `activation_bytes`, `logit_bytes` or `head_bytes`, `backward_bytes`.
     * optimiser: AdamW's denominators: of all trained weights at once on CUDA (foreach), else two of the largest.
     * slack: `SLACK` of what comes and goes, on a CPU also activations and backward, up to `HEAP`. overhead: `CONTEXT`.
 
     Args:
         kl: learn.kl is above 0. device: type of model.device.
     """
-    kept, logits = activation_bytes(shape, batch), logit_bytes(shape, batch)
+    kept = activation_bytes(shape, batch)
+    logits = head_bytes(shape, batch, device) if shape.fast else logit_bytes(shape, batch)
     backward = backward_bytes(shape, batch)
     optimiser = shape.trained if device == "cuda" else 2 * shape.largest
     working = max(kept + max(logits, backward), optimiser)
@@ -294,6 +301,18 @@ def logit_bytes(shape: ModelShape, batch: BatchShape) -> int:
     a, sampled = max(4, shape.itemsize), batch.rows * batch.sampled * shape.vocabulary
     made = batch.rows * batch.columns * shape.vocabulary * shape.itemsize
     return max(made + sampled * (shape.itemsize + 4 * a), sampled * (6 * a + 1))
+
+
+def head_bytes(shape: ModelShape, batch: BatchShape, device: Device = "cpu") -> int:
+    """What `learn.head.score_hidden` adds at its largest, which is backward.
+
+    Hidden states of sampled targets and their gradient, 2 N h e; of c = min(N V, `HEAD_LOGITS`) logits: as they are,
+    log-probs, probabilities, their gradient as it goes back, c (2 e + 2 a); the gradient of a trained matrix, V h e.
+    """
+    e, sampled = shape.itemsize, batch.rows * batch.sampled
+    made = min(sampled * shape.vocabulary, HEAD_LOGITS[device])
+    own = 0 if shape.ranks else shape.vocabulary * shape.hidden * e
+    return 2 * sampled * shape.hidden * e + made * (2 * e + 2 * max(4, e)) + own
 
 
 def backward_bytes(shape: ModelShape, batch: BatchShape) -> int:

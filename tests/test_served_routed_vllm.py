@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_episodes_are_sampled_from_the_policy(server: Server, setting: str, tmp_path: Path):
-    agent = SearchAgent(8, 0.1, 0, SETTINGS[setting])
+    agent = SearchAgent(8, 0.05, 0, SETTINGS[setting])
     assert agent.policy.router and len(agent.policy.router.adapters) == 2
     fleet, turns, actions = agent.fleet([server], tmp_path), 0, 0
     before = Counters.of(server).hits
@@ -45,6 +45,7 @@ def test_episodes_are_sampled_from_the_policy(server: Server, setting: str, tmp_
         actions += sum(int((one.roles == Role.ACTION).sum()) for one in played)
         assert_exact(agent.policy, played, temperature)
     assert turns >= 2 and Counters.of(server).hits > before
+    print(f"{setting}: {actions} tokens of actions")
     assert actions > 100, "the action adapter has something to do"
     assert not fleet.correct and not fleet.notes()
 

@@ -65,14 +65,14 @@ def intervals() -> dict[str, float]:
 
 def saturation(simulations: int = 200) -> dict[str, float]:
     """Unified, tool, reasoning, R∘T and the pair .9, base .2: nothing is lost by sharing."""
-    rng, shares, rulings = np.random.default_rng(0), [], []
+    rng, shares, rulings, starts = np.random.default_rng(0), [], [], []
     for _ in range(simulations):
         rates = dict.fromkeys((*VARIANTS, COMPOSED, TWO_AGENTS), 0.9) | {"base": 0.2}
         counts = [{m: rng.binomial(50, r, size=100) for m, r in rates.items()} for _ in range(STARTS)]
         starts = [Start.sampled(c, 50) for c in counts]
         shares.append(np.mean([published(c, 50).negative for c in counts]))
         rulings.append(primary(starts).ruling.value)
-    null = saturation_null(starts, 50)
+    null = saturation_null(starts, 50)  # of the last one
     wrong = float(np.mean([r == "interference" for r in rulings]))
     print(
         f"planted saturation, {simulations} times: λ23 < 0 on {np.mean(shares):.1%} of questions (simulated null "

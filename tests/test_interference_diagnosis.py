@@ -1,7 +1,6 @@
 """The whole diagnosis: its sentences, its page, the lab's cells and the command for recipes."""
 
 import json
-from dataclasses import replace
 from html import unescape
 
 import numpy as np
@@ -132,7 +131,7 @@ def test_cells_come_back_and_make_verdicts(tmp_path, geometry_of):
             read = read_result(tmp_path, cell)
             assert read == result
             results[cell] = read
-        assert read_result(tmp_path, replace(cell, rates={"unified": 0.02})) is None
+        assert read_result(tmp_path, Cell(Sharing.TIGHT, 0, rho, {"unified": 0.02})) is None
         found.diagnoses[Sharing.TIGHT, rho] = diagnose_dose(results)
     line = last_line(found)
     assert line["aligned"]["verdict"] == "not shown"

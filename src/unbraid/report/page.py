@@ -112,6 +112,13 @@ PANELS = (
     Panel("ended", "How episodes end", "Shares of episodes.", _below("ended/"), percent=True, special=True),
     Panel("faults", "Tool faults", "Shares of calls, by reason.", _below("fault/"), percent=True, special=True),
     Panel("queries", "Queries", "How they are worded: shares of all.", _below("queries/"), percent=True, special=True),
+    Panel(
+        "interference",
+        "Reasoning and action gradients",
+        "Cosine, noise taken out; random: the tokens parted by lot.",
+        _key("interference/cosine", "interference/random"),
+        special=True,
+    ),
     Panel("skills", "Skills", "Shares of the occasions for each.", _below("skill/"), percent=True, special=True),
 )
 

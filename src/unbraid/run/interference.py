@@ -14,7 +14,6 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +207,11 @@ def _put_start(recipe: Recipe, begin: Policy, folder: Path, name: str) -> None:
         torch.manual_seed(recipe.seed)
         replace_folder(target, widen(load_policy(recipe.model, recipe.chat), begin).save)
     else:
-        replace_folder(target, partial(shutil.copytree, folder / "start", dirs_exist_ok=True))
+
+        def copy(unfinished: Path) -> None:
+            shutil.copytree(folder / "start", unfinished, dirs_exist_ok=True)
+
+        replace_folder(target, copy)
 
 
 def _kept(path: Path, make: Callable[[], Any]) -> Any:

@@ -201,7 +201,7 @@ def test_the_command_goes_on_where_it_was(tmp_path):
     assert first.exit_code == 0, first.output
     line = json.loads(first.stdout.splitlines()[-1])
     assert line["verdict"] == "too few starts to say"
-    assert set(line["rates"]) == set(MODELS)
+    assert set(line["rates"]) == {*MODELS, "composed_routed"}
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "start-0").rglob("*.json")}
     again = CliRunner().invoke(app, asked)
     assert json.loads(again.stdout.splitlines()[-1]) == line

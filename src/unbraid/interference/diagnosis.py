@@ -29,8 +29,10 @@ from unbraid.interference.sharing import (
 )
 from unbraid.interference.simulation import SaturationNull, Scatter, saturation_null, scatter, starts_needed
 
-MODELS = (*VARIANTS, COMPOSED, TWO_AGENTS, WIDE)
-"""All models that are measured; the last one only where adapters are trained."""
+COMPOSED_ROUTED = "composed_routed"
+"""R∘T as one routed model instead of two models."""
+MODELS = (*VARIANTS, COMPOSED, TWO_AGENTS, WIDE, COMPOSED_ROUTED)
+"""All models that are measured; the last two only where adapters are trained."""
 ANGLE_LINE = 0.1
 """Choice: cosines nearer to 0 than this are neither opposed nor aligned."""
 PUBLISHED_SAMPLES = 50

@@ -25,13 +25,13 @@ from unbraid.chat.types import Mode
 from unbraid.errors import ModelError
 from unbraid.evaluate.evaluate import spread
 from unbraid.interference.attribution import COMPOSED
-from unbraid.interference.diagnosis import Diagnosis, diagnose
+from unbraid.interference.diagnosis import COMPOSED_ROUTED, Diagnosis, diagnose
 from unbraid.interference.geometry import Geometry, geometry, role_gradients
 from unbraid.interference.monitor import owners_of
 from unbraid.interference.sharing import TWO_AGENTS, UNIFIED, WIDE, Start
-from unbraid.interference.variants import take_turns, widen
+from unbraid.interference.variants import route_together, take_turns, widen
 from unbraid.learn.advantages import group_advantages
-from unbraid.policy import Policy, load_policy
+from unbraid.policy import AdapterConfig, Policy, load_policy
 from unbraid.policy.routing import RoutingConfig, make_router
 from unbraid.policy.two_agents import TwoAgents
 from unbraid.prepare import TaskSets, load_tasks, make_environment, roll_of
@@ -127,6 +127,11 @@ def one_start(
         take_weights(policy, folder / name / "final")
         return policy
 
+    def routed(adapter: AdapterConfig) -> Policy:
+        own = adapter.model_copy(update={"routing": RoutingConfig()})
+        policy = load_policy(plain.model.model_copy(update={"adapter": own}), plain.chat)
+        return route_together(policy, {"reasoning": trained("reasoning"), "action": trained("tool")})
+
     # Made when they are asked: of large models only two need to be held at a time.
     models: dict[str, Callable[[], Policy]] = {
         "base": lambda: begin,
@@ -135,6 +140,8 @@ def one_start(
         "hybrid_reasoning": lambda: take_turns(trained("reasoning"), begin),
         COMPOSED: lambda: take_turns(trained("reasoning"), trained("tool")),
     }
+    if (adapter := plain.model.adapter) is not None:
+        models[COMPOSED_ROUTED] = lambda: routed(adapter)
     counts = {}
     for done, (name, make) in enumerate(models.items(), 1):
         path = folder / "successes" / f"{name}-{questions}x{samples}.json"

@@ -20,6 +20,7 @@ import torch
 from pydantic import TypeAdapter
 
 from unbraid.interference.attribution import COMPOSED
+from unbraid.interference.diagnosis import COMPOSED_ROUTED
 from unbraid.interference.geometry import Geometry, geometry, role_gradients
 from unbraid.interference.sharing import TWO_AGENTS, UNIFIED, WIDE
 from unbraid.interference.variants import only_role, route_together, take_turns
@@ -60,8 +61,6 @@ PARTS = 4
 ARMS = (UNIFIED, WIDE, TWO_AGENTS)
 """What has a learning rate of its own; single-role models have that of the two agents, whose halves they are."""
 RATES = (5e-3, 1e-2, 2e-2)
-ROUTED = "composed_routed"
-"""R∘T as one routed model instead of two models."""
 LEAST = 1e-12
 """Rates are kept this far from 0 and 1, so that every scale is finite."""
 
@@ -189,7 +188,7 @@ def run_cell(cell: Cell, out: Path, tell: Callable[..., None]) -> float:
         "hybrid_tool": take_turns(base, tool),
         "hybrid_reasoning": take_turns(reasoning, base),
         COMPOSED: take_turns(reasoning, tool),
-        ROUTED: route_together(load(cell, routed=True), {"reasoning": reasoning, "action": tool}),
+        COMPOSED_ROUTED: route_together(load(cell, routed=True), {"reasoning": reasoning, "action": tool}),
         TWO_AGENTS: learn(load(cell, two_agents=True), cell, apart),
         WIDE: learn(load(cell, times=2), cell, wide),
     }

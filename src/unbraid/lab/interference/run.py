@@ -34,7 +34,7 @@ from unbraid.tasks.cache import cache_folder
 
 TIGHT, LOOSE = Sharing.TIGHT, Sharing.LOOSE
 ENDS = (1.0, 0.0)
-DOSES = ((TIGHT, (1.0, 0.0, 0.5)), (LOOSE, (1.0, 0.0)), (TIGHT, (0.75, 0.25)), (LOOSE, (0.5, 0.75, 0.25)))
+DOSES = ((TIGHT, (1.0, 0.0, 0.5, 0.75, 0.25)), (LOOSE, (1.0, 0.0, 0.5, 0.75, 0.25)))
 """In the order of running: a run that ends early has both ends."""
 CELL_SECONDS, TUNING_SECONDS, BASE_SECONDS = 45.0, 10.0, 30.0
 """First guesses on one busy core; measured ones replace them."""

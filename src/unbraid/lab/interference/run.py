@@ -151,7 +151,7 @@ def trends(found: Validation, sharing: Sharing) -> dict[str, Any]:
     return {
         name: {
             "by_rho": dict(zip(map(str, doses), (_rounded(v) for v in values), strict=True)),
-            "spearman": _rounded(float(np.asarray(stats.spearmanr(doses, values))[0])) if len(doses) > 2 else None,
+            "spearman": _spearman(doses, values),
         }
         for name, values in measures.items()
     }
@@ -203,6 +203,13 @@ def as_json(found: Validation) -> dict[str, Any]:
         "trends": {s.value: trends(found, s) for s in (TIGHT, LOOSE) if any(t == s for t, _ in found.diagnoses)},
         "summary": last_line(found),
     }
+
+
+def _spearman(doses: Sequence[float], values: Sequence[float]) -> float | None:
+    """None where there is no order to compare with: two doses, or one value at all of them."""
+    if len(doses) < 3 or np.ptp(values) == 0 or not np.isfinite(values).all():
+        return None
+    return _rounded(float(np.asarray(stats.spearmanr(doses, values))[0]))
 
 
 def _mean(values: Sequence[float]) -> float:

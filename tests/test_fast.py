@@ -237,6 +237,21 @@ def test_an_update_ends_at_the_same_weights(setting: dict[str, Any]):
     assert found[0][2]["learn/shared"] > 0.3 and found[1][2]["learn/shared"] == 0
 
 
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_a_kl_term_between_equal_weights_has_no_gradient_at_all(minibatches: int):
+    """AdamW would make a whole step even of a rounding error."""
+    policy = tiny_policy(sharp=1.0)  # so sure of itself that responses are alike, for a while or to the end
+    trajectories, groups = sampled_batch(policy, prompts=4, samples=6)
+    for t in trajectories:
+        t.reward = 1.0
+    policy.freeze_reference()
+    config = LearnConfig(learning_rate=1e-2, kl=0.1, micro_batch=7, minibatches=minibatches)
+    was = copy.deepcopy(policy.model.state_dict())
+    result = update(policy, trajectories, groups, make_optimiser(policy, config), [], config, step=0, temperature=1.0)
+    assert result.costs["learn/shared"] > 0.3 and result.metrics["grad_norm"] == 0
+    assert all(torch.equal(value, was[name]) for name, value in policy.model.state_dict().items())
+
+
 @pytest.mark.parametrize("kind", ["adapter", "routed"])
 def test_the_reference_of_a_fresh_adapter_is_the_base_bit_for_bit(kind: str):
     policy = tiny_policy(**KINDS[kind])

@@ -76,10 +76,11 @@ def update(
     corrected = config.importance == "always" or (config.importance == "auto" and correct)
     cap = config.importance_cap if corrected else None
     pieces = _pieces(policy, trajectories, advantages, constraints, config)
-    profile = Profile(policy.device)
-    before = corrected and len(rounds) > 1
-    pieces = _with_logprobs(policy, pieces, config, temperature, profile, before=before)
-    work = _Work(policy, trajectories, groups, advantages, pieces, constraints, config, temperature, cap, profile)
+    work = _Work(
+        policy, trajectories, groups, advantages, pieces, constraints, config, temperature, cap, Profile(policy.device)
+    )  # fmt: skip
+    first_epoch = rounds[: len(rounds) // config.epochs]
+    work = replace(work, pieces=_with_logprobs(work, first_epoch, before=corrected and len(rounds) > 1))
     rate = rate_at(step, config.steps, config.learning_rate, config.ramp_steps, config.decay)
     for setting in optimiser.param_groups:
         setting["lr"] = rate
@@ -89,7 +90,7 @@ def update(
     for turn, rows in enumerate(rounds):
         # After the first step the weights have moved; with correction those before are known all the same, and each
         # token is counted in the first epoch only.
-        known = turn == 0 or (corrected and turn < len(rounds) // config.epochs)
+        known = turn == 0 or (corrected and turn < len(first_epoch))
         part = _optimiser_step(work, rows, optimiser, seen if known else None)
         sums = {k: sums[k] + part[k] / len(rounds) for k in sums}
         for constraint in constraints:
@@ -99,7 +100,7 @@ def update(
     metrics |= seen.metrics(cap)
     if not config.kl:
         del metrics["kl"]
-    return Update(metrics, _why_nothing(rewards, advantages, constraints, config), profile.metrics(policy.model))
+    return Update(metrics, _why_nothing(rewards, advantages, constraints, config), work.profile.metrics(policy.model))
 
 
 @dataclass(frozen=True)
@@ -343,19 +344,31 @@ def _pieces(
     return found
 
 
-def _with_logprobs(
-    policy: Policy, pieces: list[_Piece], config: LearnConfig, temperature: float, profile: Profile, *, before: bool
-) -> list[_Piece]:
-    """The pieces with their log-probs under the reference if there is a KL term, and, if asked for, `before`."""
-    sequences = [p.sequence for p in pieces]
+def _with_logprobs(work: _Work, rounds: Sequence[np.ndarray], *, before: bool) -> list[_Piece]:
+    """The pieces with their log-probs under the reference if there is a KL term, and, if asked for, `before`.
+
+    They are computed in the micro-batches of `rounds`, the first epoch, so that equal weights give equal bits. Else the
+    KL term of a policy that has not moved would have a gradient of rounding errors, which AdamW makes a whole step of.
+    """
+
+    def logprobs() -> list[np.ndarray]:
+        found: dict[int, np.ndarray] = {}
+        for rows in rounds:
+            for part in _micro_batches([p for p in pieces if p.row in set(rows.tolist())], work.groups, config):
+                sequences = [p.sequence for p in part]
+                values = sequence_logprobs(work.policy, sequences, len(part), work.temperature, config.fast)
+                found |= {id(p): own for p, own in zip(part, values, strict=True)}
+        return [found[id(p)] for p in pieces]
+
+    pieces, config = list(work.pieces), work.config
     if config.kl:
-        with profile("reference"), policy.reference():
-            found = sequence_logprobs(policy, sequences, config.micro_batch, temperature, config.fast)
-        pieces = [replace(p, reference=values) for p, values in zip(pieces, found, strict=True)]
+        with work.profile("reference"), work.policy.reference():
+            values = logprobs()
+        pieces = [replace(p, reference=own) for p, own in zip(pieces, values, strict=True)]
     if before:
-        with profile("before"):
-            found = sequence_logprobs(policy, sequences, config.micro_batch, temperature, config.fast)
-        pieces = [replace(p, before=values) for p, values in zip(pieces, found, strict=True)]
+        with work.profile("before"):
+            values = logprobs()
+        pieces = [replace(p, before=own) for p, own in zip(pieces, values, strict=True)]
     return pieces
 
 

@@ -21,6 +21,7 @@ from unbraid.learn.importance import sequence_logprobs
 from unbraid.learn.isolation import backward
 from unbraid.learn.log import without_wall_clock
 from unbraid.learn.objective import score_tokens
+from unbraid.learn.profile import training_flops
 from unbraid.policy import Policy
 from unbraid.policy.routed_lora import checkpoint_contexts
 from unbraid.policy.routing import RoutingConfig
@@ -290,3 +291,12 @@ def test_what_a_step_costs_is_logged():
     assert costs["tokens_per_s/trained"] > 0 and costs["learn/plain"] == 0
     assert not any(key.startswith("mfu/") for key in costs)  # no GPU
     assert without_wall_clock(costs).keys() == {"learn/padding", "learn/shared", "learn/plain"}
+
+
+def test_operations_are_those_counted_by_hand():
+    layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64
+    attention = 12 * 32 * 2 * 500
+    assert training_flops(tiny_policy().model, 100, 500) == 6 * 2 * layer * 100 + attention
+    lora = 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))  # rank 4 at every matrix
+    expected = (4 * layer + 6 * lora) * 2 * 100 + attention  # a frozen weight has no gradient of its own
+    assert training_flops(tiny_policy(adapter=True).model, 100, 500) == expected

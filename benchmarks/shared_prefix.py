@@ -37,9 +37,9 @@ BASE = {"prompt": 512, "group": 8, "new": 64, "vocabulary": 8192, "turns": 1}
 SWEEPS: dict[str, Sequence[int]] = {
     "prompt": (32, 128, 512, 1024),
     "group": (2, 4, 8, 16),
-    "new": (16, 64, 192),
+    "new": (16, 64, 128),
     "vocabulary": (2048, 8192, 32768),
-    "turns": (1, 2, 4),
+    "turns": (1, 2, 3),
 }
 CHOICE = (1, 2)
 Way = Callable[[Any, TokenBatch], Scores]
@@ -183,7 +183,7 @@ def sweep(name: str, rounds: int) -> dict[str, list[float]]:
 
 
 def draw(found: dict[str, dict[str, list[float]]], path: Path) -> None:
-    """One panel a sweep: seconds, and dotted what operations alone would make of the forest's first point."""
+    """One panel a sweep: seconds, and dotted what operations alone would make of the forest's last point."""
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, len(found), figsize=(4 * len(found), 3.4), squeeze=False)

@@ -194,6 +194,8 @@ def draw(found: dict[str, dict[str, list[float]]], path: Path) -> None:
         scaled = [cost * ways["forest"][-1] / expected[-1] for cost in expected]
         panel.plot(SWEEPS[name], scaled, "k:", label="forest, by operations")
         panel.set(xlabel=name, ylabel="CPU seconds", xscale="log", yscale="log")
+        panel.set_xticks(SWEEPS[name], [str(value) for value in SWEEPS[name]])
+        panel.xaxis.set_minor_locator(plt.NullLocator())
     panels[0][0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=110)

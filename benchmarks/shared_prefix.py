@@ -185,6 +185,7 @@ def sweep(name: str, rounds: int) -> dict[str, list[float]]:
 def draw(found: dict[str, dict[str, list[float]]], path: Path) -> None:
     """One panel a sweep: seconds, and dotted what operations alone would make of the forest's last point."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullLocator
 
     figure, panels = plt.subplots(1, len(found), figsize=(4 * len(found), 3.4), squeeze=False)
     for panel, (name, ways) in zip(panels[0], found.items(), strict=True):
@@ -195,7 +196,7 @@ def draw(found: dict[str, dict[str, list[float]]], path: Path) -> None:
         panel.plot(SWEEPS[name], scaled, "k:", label="forest, by operations")
         panel.set(xlabel=name, ylabel="CPU seconds", xscale="log", yscale="log")
         panel.set_xticks(SWEEPS[name], [str(value) for value in SWEEPS[name]])
-        panel.xaxis.set_minor_locator(plt.NullLocator())
+        panel.xaxis.set_minor_locator(NullLocator())
     panels[0][0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=110)

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from policies import tiny_policy
 from test_isolation import spans_everywhere
-from torch import Tensor, multiprocessing
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from unbraid.learn.config import LearnConfig
 from unbraid.learn.grpo import make_optimiser, update
@@ -53,7 +54,7 @@ def one_of_two(rank: int, folder: str) -> None:
 
 def test_two_processes_make_the_step_of_one(tmp_path):
     expected = learn(*halves())
-    multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    spawn(one_of_two, (str(tmp_path),), nprocs=2)
     for rank in (0, 1):
         found = torch.load(tmp_path / f"{rank}.pt")
         for name, value in expected.items():

@@ -29,13 +29,17 @@ STYLES = {
 """Methods in the pictures: more lines than these cannot be told apart."""
 
 
+PANEL = (440.0, 300.0)
+"""Width and height of a picture, two of which stand beside each other."""
+
+
 def write_claims(path: Path, claims: Claims, command: str) -> None:
     """Write the page."""
     template = files("unbraid.lab.dart").joinpath("claims.html.j2").read_text(encoding="utf-8")
     made = environment()
     made.filters["place"] = where
     curves = [
-        (name, title, curve_picture(name, claims.results, (learner, sharing, rho), 600, 300))
+        (name, title, curve_picture(name, claims.results, (learner, sharing, rho), *PANEL))
         for name, title, learner, sharing, rho in (
             *(
                 (f"{skills}-{sharing}", f"{skills} skills, supervised, {sharing}", Learner.SUPERVISED, sharing, rho)
@@ -51,7 +55,7 @@ def write_claims(path: Path, claims: Claims, command: str) -> None:
         summary=summary(claims),
         claims=claims,
         methods=METHODS,
-        doses=[(sharing, dose_picture(claims, sharing, 600, 340)) for sharing in DOSED_AT],
+        doses=[(sharing, dose_picture(claims, sharing, *PANEL)) for sharing in DOSED_AT],
         curves=[one for one in curves if one[2]],
         enough=ENOUGH_BASES,
         worlds=[(world, [row for row in claims.rows if row.world is world]) for world in World],

@@ -102,22 +102,27 @@ def pictures(found: Validation, sharing: Sharing) -> list[Picture]:
     """Trusted measures, and the published ones, against the dose."""
     rows = trends(found, sharing)
 
-    def lines(*names: str) -> dict[str, dict[float, float]]:
+    def lines(**names: str) -> dict[str, dict[float, float]]:
         return {
-            name: {float(rho): value for rho, value in rows[name]["by_rho"].items() if value is not None}
-            for name in names
+            label: {float(rho): value for rho, value in rows[name]["by_rho"].items() if value is not None}
+            for label, name in names.items()
         }
 
     return [
         dose_picture(
             f"Trusted measures, {sharing} sharing",
-            lines("effect of sharing, log p", "less R∘T, log p", "specific cosine", "transfer"),
+            lines(
+                effect="effect of sharing, log p",
+                proxy="less R∘T, log p",
+                cosine="specific cosine",
+                transfer="transfer",
+            ),
             f"trusted-{sharing}",
             "nats, or cosine",
         ),
         dose_picture(
             f"Published measures, {sharing} sharing",
-            lines("λ23, logit (published)", "λ23 < 0, share (published)", "pooled cosine"),
+            lines(λ23="λ23, logit (published)", negative="λ23 < 0, share (published)", pooled="pooled cosine"),
             f"published-{sharing}",
             "logits, or share",
         ),

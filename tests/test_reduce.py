@@ -13,7 +13,7 @@ from torch.multiprocessing.spawn import spawn
 
 from unbraid.learn.config import LearnConfig
 from unbraid.learn.grpo import make_optimiser, update
-from unbraid.policy.reduce import sum_counts, sum_gradients
+from unbraid.learn.reduce import sum_counts, sum_gradients
 from unbraid.policy.routing import RoutingConfig
 from unbraid.rollout import Trajectory
 from unbraid.tokens import Role

@@ -21,9 +21,9 @@ from unbraid.learn.importance import importance_weights, mismatch_metrics, seque
 from unbraid.learn.isolation import backward
 from unbraid.learn.objective import Scores, kl_terms, policy_terms, token_weights
 from unbraid.learn.profile import Profile
+from unbraid.learn.reduce import sum_counts, sum_gradients
 from unbraid.learn.schedule import rate_at
 from unbraid.policy import Policy
-from unbraid.policy.reduce import sum_counts, sum_gradients
 from unbraid.rollout.trajectory import Trajectory
 from unbraid.tokens import Role
 

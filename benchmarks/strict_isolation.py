@@ -13,9 +13,7 @@ loss. The last line is one JSON object.
 import argparse
 import json
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -26,14 +24,12 @@ from unbraid.lab.conflict_base import conflict_example
 from unbraid.lab.conflict_measure import SKILLS, Forcing
 from unbraid.lab.conflict_world import Question, tasks_of
 from unbraid.lab.dart.cells import Cell, recipe_of, supervised_config
+from unbraid.lab.dart.conflict import reinforce
 from unbraid.lab.dart.methods import Learner, Sharing, World
-from unbraid.learn.checkpoint import CheckpointConfig, CheckpointStore
 from unbraid.learn.schedule import epochs
 from unbraid.learn.supervised import SupervisedTrainer
-from unbraid.learn.trainer import Training
 from unbraid.policy import Policy, load_policy
 from unbraid.policy.routed_lora import adapter_parameters
-from unbraid.prepare import roll_of
 
 METHODS = ("dart", "dart_strict", "dart_no_context", "dart_strict_no_context")
 EVERY = 4
@@ -97,7 +93,7 @@ def run(cell: Cell) -> dict[str, object]:
         batches = epochs(examples, config.batch_examples, cell.seed)
         SupervisedTrainer(policy.model, config, batches).run(lambda step, _: moves.on_step(step))
     else:
-        reinforce(cell, policy, moves.on_step)
+        reinforce(cell, policy, recipe_of(cell), lambda step, _: moves.on_step(step))
     found = moves.forcing.measure(policy)
     return {
         "method": cell.method,
@@ -109,25 +105,6 @@ def run(cell: Cell) -> dict[str, object]:
         "points": moves.total(1),
         "curve": [round(value, 3) for value in moves.curve[:: max(1, len(moves.curve) // 10)]],
     }
-
-
-def reinforce(cell: Cell, policy: Policy, on_step: Callable[[int], None]) -> None:
-    """GRPO as the cell says."""
-    recipe = recipe_of(cell)
-    with tempfile.TemporaryDirectory() as scratch:
-        Training(
-            policy=policy,
-            roll=roll_of(recipe, policy),
-            tasks=tasks_of(cell.base, cell.rho, Split.TRAIN),
-            rollout=recipe.rollout,
-            learn=recipe.learn,
-            constraints=[],
-            store=CheckpointStore(Path(scratch) / "checkpoints", CheckpointConfig(every=10**6, keep=1), ""),
-            run_dir=Path(scratch),
-            seed=cell.seed,
-            on_step=lambda step, _: on_step(step),
-            keep_rollouts=False,
-        ).run()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -167,14 +167,36 @@ def gates(path: Path, seed: int) -> tuple[dict[str, Measured], list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build a base, print its gates; exit status 1 if it fails them."""
-    parser = argparse.ArgumentParser(description="Pre-train one base of the calls world.")
-    parser.add_argument("--seed", type=int, default=0, help="of the world; every seed is another world")
+
+    def judge(path: Path, seed: int) -> tuple[str, list[str]]:
+        found, faults = gates(path, seed)
+        return "\n".join(f"{name:9} {measured}" for name, measured in found.items()), faults
+
+    return base_command("calls world", "--seed", build_with_progress, judge, arguments)
+
+
+def base_command(
+    world: str,
+    flag: str,
+    build: Callable[[int, Path], None],
+    judge: Callable[[Path, int], tuple[str, list[str]]],
+    arguments: Sequence[str] | None,
+) -> int:
+    """What `python -m` does with the module of a world's bases: build one, print how it is and what is wrong with it.
+
+    Args:
+        flag: names the world's seed on the command line.
+
+    Returns:
+        Exit status, 1 if the base fails its gates.
+    """
+    parser = argparse.ArgumentParser(description=f"Pre-train one base of the {world}.")
+    parser.add_argument(flag, type=int, default=0, dest="seed", help="of the world; every seed is another world")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     asked = parser.parse_args(arguments)
-    build_with_progress(asked.seed, asked.out)
-    found, faults = gates(asked.out, asked.seed)
-    for name, measured in found.items():
-        print(f"{name:9} {measured}")
+    build(asked.seed, asked.out)
+    line, faults = judge(asked.out, asked.seed)
+    print(line)
     for fault in faults:
         print(f"gate failed: {fault}")
     return 1 if faults else 0

@@ -7,7 +7,6 @@ observation of a question can be known.
     python -m unbraid.lab.conflict_base --world 0 --out DIR     # less than a minute on one core
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from unbraid.lab.base_model import kept, save_half, training_bar, word_model
+from unbraid.lab.base_model import base_command, kept, save_half, training_bar, word_model
 from unbraid.lab.calls_world import Split, keyed_rng
 from unbraid.lab.conflict_measure import measure
 from unbraid.lab.conflict_world import (
@@ -134,16 +133,7 @@ def gates(path: Path, world: int) -> tuple[str, list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build a base, print its gates; exit status 1 if it fails them."""
-    parser = argparse.ArgumentParser(description="Pre-train one base of the conflict world.")
-    parser.add_argument("--world", type=int, default=0, help="seed of the world; every seed is another world")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    asked = parser.parse_args(arguments)
-    build_with_progress(asked.world, asked.out)
-    line, faults = gates(asked.out, asked.world)
-    print(line)
-    for fault in faults:
-        print(f"gate failed: {fault}")
-    return 1 if faults else 0
+    return base_command("conflict world", "--world", build_with_progress, gates, arguments)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ returned carries no loss.
     python -m unbraid.lab.search_base --world 0 --out DIR     # about four minutes on one core
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 from transformers import LlamaForCausalLM
 
 from unbraid.chat.types import Answer, Call, Mode
-from unbraid.lab.base_model import kept, save_half, training_bar, word_model
+from unbraid.lab.base_model import base_command, kept, save_half, training_bar, word_model
 from unbraid.lab.calls_world import keyed_rng
 from unbraid.lab.search_chat import observation_words, prompt_words, response_words, search_tokenizer
 from unbraid.lab.search_skills import skills
@@ -215,16 +214,7 @@ def gates(path: Path, world: int, tasks: int = 100) -> tuple[str, list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build a base, print its gates; exit status 1 if it fails them."""
-    parser = argparse.ArgumentParser(description="Pre-train one base of the search world.")
-    parser.add_argument("--world", type=int, default=0, help="seed of the world; every seed is another world")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    asked = parser.parse_args(arguments)
-    build_with_progress(asked.world, asked.out)
-    line, faults = gates(asked.out, asked.world)
-    print(line)
-    for fault in faults:
-        print(f"gate failed: {fault}")
-    return 1 if faults else 0
+    return base_command("search world", "--world", build_with_progress, gates, arguments)
 
 
 if __name__ == "__main__":

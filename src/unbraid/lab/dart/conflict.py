@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,8 +86,19 @@ def _reinforced(cell: Cell, policy: Policy, recipe: Recipe, point: Callable[[int
             {name: metrics[name] for name in ("reward", "none_rate", "truncated_rate", "entropy") if name in metrics}
         )
 
+    reinforce(cell, policy, recipe, on_step, validate=lambda done: (point(done), {}), validate_every=GRPO_EVERY)
+    return last
+
+
+def reinforce(
+    cell: Cell, policy: Policy, recipe: Recipe, on_step: Callable[[int, dict[str, float]], None], **further: Any
+) -> None:
+    """GRPO as the cell says, in place; nothing stays on disk.
+
+    Args:
+        further: fields of `Training`.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        store = CheckpointStore(Path(scratch) / "checkpoints", CheckpointConfig(every=10**6, keep=1), "")
         Training(
             policy=policy,
             roll=roll_of(recipe, policy),
@@ -94,15 +106,13 @@ def _reinforced(cell: Cell, policy: Policy, recipe: Recipe, point: Callable[[int
             rollout=recipe.rollout,
             learn=recipe.learn,
             constraints=[],
-            store=store,
+            store=CheckpointStore(Path(scratch) / "checkpoints", CheckpointConfig(every=10**6, keep=1), ""),
             run_dir=Path(scratch),
             seed=cell.seed,
-            validate=lambda done: (point(done), {}),
-            validate_every=GRPO_EVERY,
             on_step=on_step,
             keep_rollouts=False,
+            **further,
         ).run()
-    return last
 
 
 def area(curve: list[tuple[int, float]]) -> float:

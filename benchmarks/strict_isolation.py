@@ -20,14 +20,11 @@ import torch
 from torch import Tensor
 
 from unbraid.lab.calls_world import Split
-from unbraid.lab.conflict_base import conflict_example
 from unbraid.lab.conflict_measure import SKILLS, Forcing
-from unbraid.lab.conflict_world import Question, tasks_of
-from unbraid.lab.dart.cells import Cell, recipe_of, supervised_config
-from unbraid.lab.dart.conflict import reinforce
+from unbraid.lab.conflict_world import tasks_of
+from unbraid.lab.dart.cells import Cell, recipe_of
+from unbraid.lab.dart.conflict import reinforce, supervise
 from unbraid.lab.dart.methods import Learner, Sharing, World
-from unbraid.learn.schedule import epochs
-from unbraid.learn.supervised import SupervisedTrainer
 from unbraid.policy import Policy, load_policy
 from unbraid.policy.routed_lora import adapter_parameters
 
@@ -86,12 +83,8 @@ def run(cell: Cell) -> dict[str, object]:
     torch.manual_seed(cell.seed)
     policy = load_policy(recipe.model, recipe.chat)
     moves = Moves(policy, Forcing(policy, tasks_of(cell.base, cell.rho, Split.DEV)))
-    tasks = tasks_of(cell.base, cell.rho, Split.TRAIN)
     if cell.learner is Learner.SUPERVISED:
-        vocabulary, config = policy.tokenizer.get_vocab(), supervised_config(cell)
-        examples = [conflict_example(Question.of(task), vocabulary) for task in tasks]
-        batches = epochs(examples, config.batch_examples, cell.seed)
-        SupervisedTrainer(policy.model, config, batches).run(lambda step, _: moves.on_step(step))
+        supervise(cell, policy, lambda step, _: moves.on_step(step))
     else:
         reinforce(cell, policy, recipe_of(cell), lambda step, _: moves.on_step(step))
     found = moves.forcing.measure(policy)

@@ -44,7 +44,12 @@ def run_conflict(cell: Cell, recipe: Recipe, tell: Callable[..., None]) -> CellR
     point(0)
     more: dict[str, float] = {}
     if cell.rate and cell.learner is Learner.SUPERVISED:
-        _supervised(cell, policy, point)
+
+        def on_step(step: int, _: dict[str, float]) -> None:
+            if step % SUPERVISED_EVERY == 0:
+                point(step)
+
+        supervise(cell, policy, on_step)
     elif cell.rate:
         more = _reinforced(cell, policy, recipe, point)
     found = forcing.measure(policy)
@@ -63,18 +68,13 @@ def run_conflict(cell: Cell, recipe: Recipe, tell: Callable[..., None]) -> CellR
     )
 
 
-def _supervised(cell: Cell, policy: Policy, point: Callable[[int], float]) -> None:
+def supervise(cell: Cell, policy: Policy, on_step: Callable[[int, dict[str, float]], None]) -> None:
+    """Supervised training as the cell says, in place."""
     vocabulary = policy.tokenizer.get_vocab()
     questions = [Question.of(task) for task in tasks_of(cell.base, cell.rho, Split.TRAIN)]
     examples = [conflict_example(question, vocabulary) for question in questions]
     config = supervised_config(cell)
-    trainer = SupervisedTrainer(policy.model, config, epochs(examples, config.batch_examples, cell.seed))
-
-    def on_step(step: int, metrics: dict[str, float]) -> None:
-        if step % SUPERVISED_EVERY == 0:
-            point(step)
-
-    trainer.run(on_step)
+    SupervisedTrainer(policy.model, config, epochs(examples, config.batch_examples, cell.seed)).run(on_step)
 
 
 def _reinforced(cell: Cell, policy: Policy, recipe: Recipe, point: Callable[[int], float]) -> dict[str, float]:

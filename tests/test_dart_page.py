@@ -1,0 +1,40 @@
+"""docs/claims-dart.md says what benchmarks/results/dart.json holds."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "dart_tables.py"
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("dart_tables", SCRIPT)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_made_of_the_committed_results(tables):
+    text, results = tables.PAGE.read_text(), json.loads(tables.RESULTS.read_text())
+    assert tables.page(text, results) == text
+    for row in results["rows"]:
+        row["final"]["value"] += 0.01
+    assert tables.page(text, results) != text
+
+
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [
+        (None, "not run"),
+        ({"value": -0.004, "low": -0.1, "high": 0.1, "bases": 1}, "−0.4, 1 base"),
+        ({"value": 0.5, "low": None, "high": None, "bases": 3}, "50.0, 3 bases"),
+        ({"value": 0.1539, "low": -0.07261, "high": 0.2352, "bases": 6}, "15.4 (−7.3 … 23.5)"),
+    ],
+)
+def test_numbers(tables, found, shown):
+    assert tables.number(found) == shown

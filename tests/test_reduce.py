@@ -5,15 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from policies import tiny_policy
 from test_isolation import spans_everywhere
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
 
+from unbraid.errors import ModelError
 from unbraid.learn.config import LearnConfig
 from unbraid.learn.grpo import make_optimiser, update
 from unbraid.learn.reduce import sum_counts, sum_gradients
+from unbraid.policy.routed_lora import route_adapters
 from unbraid.policy.routing import RoutingConfig
 from unbraid.rollout import Trajectory
 from unbraid.tokens import Role
@@ -49,6 +53,12 @@ def one_of_two(rank: int, folder: str) -> None:
     alone = torch.nn.Parameter(torch.zeros(3))
     sum_gradients([alone])
     assert alone.grad is None and sum_counts([1, rank]) == [2.0, 1.0]
+    bare = tiny_policy(adapter=True).model
+    bare.base_model.model.lm_head.requires_grad_(True)
+    bare.base_model.model.lm_head = DistributedDataParallel(bare.base_model.model.lm_head)
+    assert policy.router
+    with pytest.raises(ModelError, match="DistributedDataParallel wraps routed adapters"):
+        route_adapters(bare, policy.router)
     torch.distributed.destroy_process_group()
 
 

@@ -24,7 +24,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from peft.tuners.lora.layer import Linear, LoraLayer, LoraVariant
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 from unbraid.errors import ModelError
 
@@ -32,6 +34,7 @@ MERGING = (
     "routed adapters cannot be merged: each acts on its own tokens only, and a merged weight acts on all; "
     "serve them with `unbraid serve`, or give up routing and merge one of them after loading it alone"
 )
+WRAPPERS = (DistributedDataParallel, FullyShardedDataParallel, FSDPModule)
 QUANTISED = (".bnb", ".gptq", ".hqq")
 """Modules of PEFT whose quantised linear layers ask variants, as its `Linear` does; others do not."""
 
@@ -152,8 +155,14 @@ def route_adapters(model: Any, router: Routes, strict: bool = False) -> None:
         strict: see `Binding`.
 
     Raises:
-        ModelError: an adapter is missing, or PEFT has no variants for some of the adapted layers.
+        ModelError: an adapter is missing, PEFT has no variants for some of the adapted layers, or DDP or FSDP wraps
+            some of them: they wait for a gradient of every adapter, and a process may have no token of one's role.
     """
+    if wrapped := [module for module in model.modules() if isinstance(module, WRAPPERS)]:
+        raise ModelError(
+            f"{type(wrapped[0]).__name__} wraps routed adapters: leave them unwrapped, and sum their gradients with "
+            "unbraid.learn.reduce.sum_gradients"
+        )
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     for name, layer in layers.items():
         if not (isinstance(layer, Linear) or type(layer).__module__.endswith(QUANTISED)):

@@ -7,6 +7,7 @@ import typer
 from rich.text import Text
 
 from unbraid.cli import agents, interference, runs, serving
+from unbraid.cli.bench import bench
 from unbraid.cli.console import errors
 from unbraid.cli.data import data
 from unbraid.cli.lab import lab
@@ -20,6 +21,7 @@ app.add_typer(agents.app)
 app.add_typer(serving.app)
 app.add_typer(interference.app)
 app.add_typer(data, name="data")
+app.add_typer(bench, name="bench")
 app.add_typer(lab, name="lab")
 
 

@@ -1,0 +1,1 @@
+"""Public benchmarks: what they ask, by whose checker they are scored, and one record of how it came out."""

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from unbraid.chat.delimiters import single_id
 from unbraid.errors import ModelError
-from unbraid.policy.new_tokens import save_with_delimiters
+from unbraid.policy.new_tokens import save_with_delimiters, with_delimiters
 
 NEW = ["<search>", "</search>"]
 
@@ -54,3 +54,12 @@ def test_the_command_says_what_to_do_next(base, tmp_path):
     command = [sys.executable, "-m", "unbraid.cli", "add-delimiters", str(base), *NEW, "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "<search>, </search> added" in done.stdout and "model.path=" in done.stdout
+
+
+def test_a_recipe_can_name_a_base_that_is_made_when_needed(base, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNBRAID_CACHE", str(tmp_path / "cache"))
+    assert with_delimiters(str(base), ",".join(TAGS)) == str(base)
+    made = with_delimiters(str(base), "<search>, </search>")
+    assert made == with_delimiters(str(base), "<search>,</search>") != with_delimiters(str(base), "<sql>")
+    assert single_id(AutoTokenizer.from_pretrained(made), "<search>") is not None
+    assert sorted(path.suffix for path in (tmp_path / "cache" / "models").iterdir()) == ["", ""]

@@ -9,7 +9,7 @@ import yaml
 from unbraid.errors import RecipeError
 from unbraid.learn.constraint import Adaptive, Constraint
 from unbraid.policy import ModelConfig
-from unbraid.recipe import Recipe, field_count, load_recipe, shipped_recipes
+from unbraid.recipe import Recipe, field_count, load_recipe, recipe_groups, shipped_recipes
 
 BASE = {"model": {"path": "somewhere"}, "tasks": {"train": "rows.jsonl"}}
 GIVEN = ("model.path=m", "tasks.train=t")
@@ -19,11 +19,10 @@ NEEDS = {
     "tools": (*GIVEN, "environment.name=functions?module=shop.py"),
     "services": GIVEN[:1],
     "nl2sql": GIVEN[:1],
-    "qwen": ("tasks.train=t",),
 }
 OVERLAYS = (
     *("plain", "recommended", "autotool_published", "fixed_entropy", "global_adaptive", "mode_entropy"),
-    *("dart_published", "routed"),
+    *("dart_published", "routed", "all_weights"),
 )
 
 
@@ -158,16 +157,25 @@ def test_files_that_are_no_recipes(tmp_path, base):
 
 def load_shipped(name: str) -> Recipe:
     needs = next((given for start, given in NEEDS.items() if name.startswith(start)), ())
-    return load_recipe(["calls", name] if name in OVERLAYS else [name], needs)
+    return load_recipe(["calls", name] if name in OVERLAYS or "/" in name else [name], needs)
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_shipped_recipe_loads(name):
     recipe = load_shipped(name)
-    assert recipe.name == name and recipe.label
+    assert recipe.name == ("calls" if "/" in name else name) and recipe.label
     assert all(Constraint(c) for c in recipe.constraints)
     if name in OVERLAYS:
         assert re.search(r"model(\.path)?: Field required", refused([name]))
+
+
+def test_groups_say_what_a_recipe_brings():
+    groups = {title.partition(":")[0]: set(found) for title, found in recipe_groups().items()}
+    assert set.union(*groups.values()) == set(shipped_recipes())
+    assert groups["Ready to run"] >= {"calls", "search-world", "conflict-world"}
+    assert groups["Tasks"] >= {"rows", "search-qa", "nl2sql", "services", "tools"}
+    assert groups["Methods"] == set(OVERLAYS)
+    assert {"Sizes", "Hardware", "Batch"} < groups.keys()
 
 
 def test_shipped_recipes_are_described():

@@ -81,8 +81,10 @@ class Recipe(BaseModel):
         kept = self.model_dump(mode="json", exclude={"label", "checkpoint"})
         kept["evaluate"] = kept["evaluate"]["every"]
         kept["sampler"] = kept["sampler"]["engine"]  # a run may go on with other servers
+        if self.sampler.ahead:  # as it was before there was a choice: older runs keep their names
+            kept["ahead"] = True
         del kept["learn"]["interference_every"]  # it looks on and changes nothing
-        if self.learn.roles == "both":  # as it was before there was a choice: older runs keep their names
+        if self.learn.roles == "both":  # likewise
             del kept["learn"]["roles"]
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -121,6 +123,21 @@ def shipped_recipes() -> dict[str, str]:
     return {
         str(path.relative_to(SHIPPED).with_suffix("")): path.read_text().splitlines()[0].lstrip("# ") for path in found
     }
+
+
+def recipe_groups() -> dict[str, dict[str, str]]:
+    """`shipped_recipes` by what a recipe brings: what to run as it is, tasks, a method, or a folder's layers."""
+    titles = ("Ready to run", "Tasks: give a model, and what else the line says", "Methods: layer them after tasks")
+    groups: dict[str, dict[str, str]] = {title: {} for title in titles}
+    for name, line in shipped_recipes().items():
+        if "/" in name:
+            title = f"{name.partition('/')[0].capitalize()}: layers, after tasks and method"
+        else:
+            content = _read(name, SHIPPED)
+            complete = "path" in content.get("model", {}) and "tasks" in content
+            title = titles[0] if complete else titles[1] if "chat" in content else titles[2]
+        groups.setdefault(title, {})[name] = line
+    return groups
 
 
 def _read(layer: str | Path, base: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

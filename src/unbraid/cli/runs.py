@@ -43,7 +43,9 @@ def train(
     if dry_run:
         return doctor(recipe)
     loaded = load(recipe)
-    run_dir = out or Path("runs") / "-".join(Path(item).stem for item in recipe if "=" not in item)
+    run_dir = out or Path("runs") / "-".join(
+        Path(item.removesuffix(".yaml")).name for item in recipe if "=" not in item
+    )
     with Bars() as bars:
         run.train(loaded, run_dir, resume, bars.show)
     report = run.report_runs([run_dir], run_dir / "report.html")
@@ -115,11 +117,12 @@ def add_delimiters(
 @app.command()
 def recipes(recipe: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE]... [KEY=VALUE]...")] = None) -> None:
     """List the shipped recipes, or print one as it will be used, defaults included."""
-    from unbraid.recipe import shipped_recipes
+    from unbraid.recipe import recipe_groups
 
     if recipe:
         return console.print(load(recipe).to_yaml(), highlight=False, markup=False, soft_wrap=True)
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    for name, line in shipped_recipes().items():
-        table.add_row(f"[bold]{name}[/]", line)
-    console.print(table)
+    for title, found in recipe_groups().items():
+        table = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
+        for name, line in found.items():
+            table.add_row(f"[bold]{name}[/]", line)
+        console.print(title, table, "", sep="\n", highlight=False)

@@ -7,7 +7,10 @@ Source: the released code of arXiv 2602.00994 copies the row of a word (`search`
 matrix's deviation, so that a new token starts as something the model knows and no two are the same.
 """
 
+import hashlib
+import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,10 +18,38 @@ import torch
 
 from unbraid.chat.delimiters import add_delimiters, single_id
 from unbraid.errors import ModelError
-from unbraid.policy.policy import load_pair
+from unbraid.policy.policy import ModelConfig, load_pair, load_tokenizer
+from unbraid.tasks.cache import cache_folder
 
 NOISE = 0.02
 """Of the matrix's deviation."""
+WANTED = "<think>,</think>,<tool_call>,</tool_call>,<search>,</search>,<sql>,</sql>"
+"""Delimiters of the shipped presets and call formats."""
+
+
+def with_delimiters(model: str, delimiters: str = WANTED) -> str:
+    """A folder with the model in which each delimiter is one id, made once and kept in the cache: for `model.path`.
+
+    Args:
+        model: folder or hub name; it is returned as it is if nothing is missing. delimiters: texts, between commas.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+    """
+    texts = [text.strip() for text in delimiters.split(",") if text.strip()]
+    tokenizer = load_tokenizer(ModelConfig(path=model))
+    if all(single_id(tokenizer, text) is not None for text in texts):
+        return model
+    name = f"{Path(model).name}-{hashlib.sha256(f'{model} {texts}'.encode()).hexdigest()[:8]}"
+    place = cache_folder() / "models" / name
+    if not place.is_dir():
+        unfinished = place.with_name(f"{name}.{os.getpid()}")
+        save_with_delimiters(model, unfinished, texts)
+        try:
+            unfinished.rename(place)
+        except OSError:  # another process was faster, and made the same
+            shutil.rmtree(unfinished)
+    return str(place)
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ class Entry:
 
     score: what the checker gave, in [0, 1]; most give 0 or 1. tokens: that the model wrote, over all its responses.
     mode: that was found in the response; None where it cannot be told. reason: why it is wrong, in a few words.
-    response: what the model wrote, as text; for reading only.
+    response: what the model wrote, as text; for reading only. parts: further shares in [0, 1] that the checker gave.
     """
 
     id: str
@@ -43,6 +43,7 @@ class Entry:
     mode: Mode | None = None
     reason: str = ""
     response: str = ""
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def memory_budget(recipe: Recipe, policy: Policy, tasks: Sequence[Task], max_tok
         tasks: their prompts decide how large a micro-batch of single responses can get.
         max_tokens: longest context of a server.
     """
-    sampler, kl = recipe.sampler, recipe.learn.kl > 0
+    sampler, kl = recipe.sampler, recipe.learn.needs_reference
     shape = model_shape(policy.model, recipe.model, recipe.learn.fast)
     device = "cuda" if policy.device.type == "cuda" else "cpu"
     if recipe.environment:

@@ -100,7 +100,7 @@ def _step(recipe: Recipe, policy: Policy, tasks: TaskSets, prompts: int, warmup_
     think, valid = mode_flags(trajectories)
     rewards = np.array([t.reward for t in trajectories])
     distance = log_prob_distance(policy, trajectories[: recipe.learn.micro_batch], rollout.temperature)
-    if recipe.learn.kl:
+    if recipe.learn.needs_reference:
         policy.freeze_reference()
     optimiser, constraints = make_optimiser(policy, recipe.learn), [Constraint(c) for c in recipe.constraints]
     learn_s, result = _timed(

@@ -1,7 +1,9 @@
 """The models that attribution compares: trained on one role's tokens, or put together from two that were.
 
-Single-role models learn from a start of their own accord with `learn.roles` (RL) or with `only_role` (supervised). Two
-of them become one policy in either of two ways, which differ in what a model reads of the past:
+Single-role models learn from a start of their own accord with `learn.roles` (RL) or with `only_role` (supervised).
+What the other role's tokens become then is nobody's business, and often they are wrecked; `learn.off_role_kl` and
+`OffRole` hold them near the start. Two of them become one policy in either of two ways, which differ in what a model
+reads of the past:
 
     take_turns      two whole models hand over token by token; each reads everything with its own keys and values
     route_together  their adapters become the adapters of one routed model; keys and values are those of whoever wrote
@@ -17,7 +19,7 @@ import numpy as np
 import torch
 
 from unbraid.errors import ModelError
-from unbraid.learn.supervised import SupervisedExample
+from unbraid.learn.supervised import Batches, SupervisedExample, pack, target_logits
 from unbraid.policy import Policy
 from unbraid.policy.routing import RoutingConfig, make_router
 from unbraid.policy.two_agents import TwoAgents
@@ -32,6 +34,41 @@ def only_role(example: SupervisedExample, automaton: RoleAutomaton, role: Role) 
     roles = automaton.label(ids, origin)[len(example.prompt_ids) :]
     weights = tuple(w if r == role else 0.0 for w, r in zip(example.weights, roles, strict=True))
     return replace(example, weights=weights)
+
+
+class OffRole:
+    """Beside a single-role likelihood (`SupervisedTrainer(beside=…)`): KL to the start on the other role's tokens.
+
+        coefficient · mean over those tokens of  KL(start ‖ model)      over the whole vocabulary, nats
+
+    Choice: of the start from the model, as the tokens before are the data's and none is drawn: it keeps all that the
+    start could write. In RL, where the model draws them, it is the other way round (`learn.off_role_kl`).
+
+    Args:
+        policy: at its start; what it would say from now on is what is kept.
+        batches: the trainer's, with weights on the other role's tokens instead (`only_role`).
+    """
+
+    def __init__(self, policy: Policy, batches: Batches, coefficient: float, micro_batch_tokens: int = 4096):
+        policy.freeze_reference()
+        self.policy, self.batches, self.coefficient = policy, batches, coefficient
+        self.micro_batch_tokens = micro_batch_tokens
+
+    def __call__(self, step: int) -> float:
+        """Add the gradients of a step's term; returns the term."""
+        rows = pack(self.batches(step), router=self.policy.router)
+        total, term = float(rows.weights.sum()), 0.0
+        for part in rows.split(self.micro_batch_tokens):
+            if part.weights.any():
+                with torch.no_grad(), self.policy.reference():
+                    start = target_logits(self.policy.model, part)[0].log_softmax(-1)
+                logits, columns = target_logits(self.policy.model, part)
+                divergence = (start.exp() * (start - logits.log_softmax(-1))).sum(-1)
+                weights = part.weights[:, 1:][:, columns].to(divergence)
+                loss = self.coefficient / total * (divergence * weights).sum()
+                loss.backward()
+                term += loss.item()
+        return term
 
 
 def take_turns(reasoning: Policy, action: Policy) -> Policy:

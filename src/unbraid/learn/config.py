@@ -36,6 +36,9 @@ class LearnConfig(BaseModel):
     roles: Literal["both", "reasoning", "action"] = "both"
     """Whose tokens the policy term learns from: a single role for the models that interference is measured with
     (arXiv 2602.00994, Eq. 9). KL and entropy constraints act on all tokens all the same."""
+    off_role_kl: float = Field(default=0.0, ge=0)
+    """Coefficient of a further KL to the start (k3), on the tokens that `roles` leaves out: nothing teaches them, and
+    what moves them is how the other role's loss pulls the weights they share. No effect with `both`."""
     mode_weight: float = Field(default=1.0, gt=0)
     """Weight of the choice of mode in the policy term; every other token has 1. It is one token among dozens and is
     learned slowly without. Source of the idea: the separate control-token loss of Thinkless (arXiv 2505.13379)."""
@@ -65,3 +68,8 @@ class LearnConfig(BaseModel):
     """Steps between looks at how reasoning and action tokens pull the weights (docs/interference.md); 0 = never."""
     stop_on_collapse: bool = False
     """End the run when one mode has vanished for good."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Some term asks what the start of training would say."""
+        return self.kl > 0 or (self.off_role_kl > 0 and self.roles != "both")

@@ -98,7 +98,7 @@ def update(
     dead = [g for g in np.unique(groups) if not advantages[groups == g].any()]
     metrics = {**sums, "lr": rate, "dead_groups": len(dead) / len(np.unique(groups)), **logged}
     metrics |= seen.metrics(cap)
-    if not config.kl:
+    if not config.needs_reference:
         del metrics["kl"]
     return Update(metrics, _why_nothing(rewards, advantages, constraints, config), work.profile.metrics(policy.model))
 
@@ -275,10 +275,11 @@ def micro_batch_loss(
     # Divided by all tokens all the same: the gradients of both roles add up to that of `both`.
     own = weights if config.roles == "both" else weights * (batch.roles == Role[config.roles.upper()])
     loss = (terms * own).sum()
-    if config.kl:
-        divergence = (kl_terms(scores.logprobs, batch.reference_logprobs) * weights).sum()
+    if config.needs_reference:
+        divergences = kl_terms(scores.logprobs, batch.reference_logprobs)
+        divergence, off_role = (divergences * weights).sum(), (divergences * (weights - own)).sum()
         sums["kl"] += float(divergence.detach())
-        loss = loss + config.kl * divergence
+        loss = loss + config.kl * divergence + config.off_role_kl * off_role
     for constraint in constraints:
         loss = loss - constraint.bonus(batch, scores, totals.responses)
     sums["loss"] += float(loss.detach())
@@ -308,7 +309,7 @@ def _needed(
 ) -> Trajectory | None:
     """As much of a trajectory as can move anything: all of it, up to the choice of mode, or nothing."""
     active = [c for c in constraints if not c.is_idle()]
-    whole = advantage != 0 or config.kl or any(c.config.measure == "response" for c in active)
+    whole = advantage != 0 or config.needs_reference or any(c.config.measure == "response" for c in active)
     if not trajectory.sampled.any():
         return None
     if whole or not config.skip_dead:
@@ -361,7 +362,7 @@ def _with_logprobs(work: _Work, rounds: Sequence[np.ndarray], *, before: bool) -
         return [found[id(p)] for p in pieces]
 
     pieces, config = list(work.pieces), work.config
-    if config.kl:
+    if config.needs_reference:
         with work.profile("reference"), work.policy.reference():
             values = logprobs()
         pieces = [replace(p, reference=own) for p, own in zip(pieces, values, strict=True)]
@@ -376,7 +377,7 @@ def _why_nothing(
     rewards: np.ndarray, advantages: np.ndarray, constraints: Sequence[Constraint], config: LearnConfig
 ) -> str:
     """Why the loss is exactly zero, or "" when it is not."""
-    if advantages.any() or config.kl or not all(c.is_idle() for c in constraints):
+    if advantages.any() or config.needs_reference or not all(c.is_idle() for c in constraints):
         return ""
     best, worst = float(rewards.max()), float(rewards.min())
     detail = f"every reward is {best:g}" if best == worst else f"rewards lie in [{worst:g}, {best:g}]"

@@ -17,10 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from unbraid import ranks
 from unbraid.chat.format import ChatFormat
 from unbraid.chat.types import Answer, Mode
 from unbraid.errors import ChatError, ModelError
 from unbraid.learn.isolation import backward
+from unbraid.learn.reduce import sum_counts, sum_gradients
 from unbraid.learn.schedule import Decay, rate_at
 from unbraid.policy.routed_lora import Binding, Routes, routed
 from unbraid.tasks.task import Task
@@ -172,6 +174,10 @@ class PackedRows:
         same = self.segments[:, :, None] == self.segments[:, None, :]
         return torch.tril(same)[:, None]
 
+    def share(self, rank: int, world: int) -> "PackedRows":
+        """Every `world`-th row, from row `rank` on: as full as those of others, for rows come longest first."""
+        return PackedRows(*(getattr(self, f.name)[rank::world] for f in fields(self)))
+
     def split(self, max_tokens: int) -> Iterator["PackedRows"]:
         """Micro-batches of whole rows, at most `max_tokens` each (a single longer row stays one)."""
         rows = max(1, max_tokens // self.ids.shape[1])
@@ -227,16 +233,23 @@ def pack(
 
 
 def weighted_losses(model: nn.Module, rows: PackedRows) -> tuple[Tensor, Tensor, Tensor]:
-    """Negative log-likelihood in nats, its weight, and its owner, (B · C,) each.
+    """Negative log-likelihood in nats, its weight, and its owner, (B · C,) each, of the columns of `target_logits`."""
+    logits, columns = target_logits(model, rows)
+    targets, weights, owners = (x[:, 1:][:, columns].flatten() for x in (rows.ids, rows.weights, rows.owners))
+    nll = functional.cross_entropy(logits.flatten(0, 1), targets.to(logits.device), reduction="none")
+    return nll, weights.to(nll), owners.to(nll.device)
 
-    Logits are computed for the C columns only in which some row has a loss.
+
+def target_logits(model: nn.Module, rows: PackedRows) -> tuple[Tensor, Tensor]:
+    """What the model says of the targets in the C columns in which some row has a weight, (B, C, V), and which columns.
+
+    Columns count targets: column c is predicted from position c and stands at position c + 1.
     """
     embedding = model.get_input_embeddings().weight  # pyright: ignore[reportCallIssue]
     device, dtype = embedding.device, embedding.dtype
     # Additive, not boolean: eager attention adds whatever mask it is given.
     mask = torch.zeros(rows.mask.shape, dtype=dtype).masked_fill(~rows.mask, torch.finfo(dtype).min)
-    targets, weights = rows.ids[:, 1:], rows.weights[:, 1:]
-    columns = weights.ne(0).any(0).nonzero().squeeze(-1)
+    columns = rows.weights[:, 1:].ne(0).any(0).nonzero().squeeze(-1)
     with routed(model, rows.routes[:, :-1]):
         logits = model(
             input_ids=rows.ids[:, :-1].to(device),
@@ -246,9 +259,7 @@ def weighted_losses(model: nn.Module, rows: PackedRows) -> tuple[Tensor, Tensor,
             use_cache=False,
         ).logits
     # Softmax in at least float32: half-precision models round log-likelihoods too coarsely.
-    logits = logits.float() if logits.dtype.itemsize < 4 else logits
-    nll = functional.cross_entropy(logits.flatten(0, 1), targets[:, columns].flatten().to(device), reduction="none")
-    return nll, weights[:, columns].flatten().to(nll), rows.owners[:, 1:][:, columns].flatten().to(nll.device)
+    return logits.float() if logits.dtype.itemsize < 4 else logits, columns
 
 
 def weighted_loss_sum(model: nn.Module, rows: PackedRows) -> Tensor:
@@ -264,18 +275,22 @@ class SupervisedTrainer:
         model: a causal language model of transformers, or a PEFT model around one. Parameters without
             `requires_grad` stay as they are.
         batches: the examples of each step.
+        beside: called with the number of each step, adds gradients of its own to those of the likelihood and returns
+            the loss that they are of.
 
     Raises:
         ModelError: if the model's attention takes no explicit mask; examples in one row would see each other.
     """
 
-    def __init__(self, model: nn.Module, config: WarmupConfig, batches: Batches):
+    def __init__(
+        self, model: nn.Module, config: WarmupConfig, batches: Batches, beside: Callable[[int], float] | None = None
+    ):
         attention = str(getattr(model.config, "_attn_implementation", "sdpa"))
         if attention not in ("sdpa", "eager"):
             raise ModelError(
                 f"model.attention '{attention}' cannot keep packed examples apart: use sdpa for the warm-up"
             )
-        self.model, self.config, self.batches = model, config, batches
+        self.model, self.config, self.batches, self.beside = model, config, batches, beside
         self.step = 0
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -283,7 +298,8 @@ class SupervisedTrainer:
         )
 
     def train_step(self) -> dict[str, float]:
-        """One optimiser step; returns its loss (nats per unit of weight), gradient norm and learning rate."""
+        """One optimiser step, shared out over the ranks; returns its loss (nats per unit of weight), gradient norm and
+        learning rate."""
         batch = self.batches(self.step)
         binding: Binding | None = getattr(self.model, "routing", None)
         rows = pack(batch, router=binding.router if binding else None)
@@ -291,12 +307,15 @@ class SupervisedTrainer:
         config = self.config
         rate = rate_at(self.step, config.steps, config.learning_rate, config.ramp_steps, config.decay)
         loss = 0.0
-        for part in rows.split(self.config.micro_batch_tokens):
+        for part in rows.share(ranks.rank(), ranks.world()).split(self.config.micro_batch_tokens):
             if part.weights.any():
                 nll, weights, owners = weighted_losses(self.model, part)
                 part_loss = (nll * weights).sum() / total
                 backward(self.model, part_loss, [nll], owners)
                 loss += part_loss.item()
+        sum_gradients(self.parameters)
+        (loss,) = sum_counts([loss])
+        loss += self.beside(self.step) if self.beside else 0.0
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm).item()
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -80,7 +80,7 @@ class Training:
         Raises:
             CollapseError: a mode vanished and the recipe asks to stop then. Everything up to there is saved.
         """
-        if self.learn.kl:
+        if self.learn.needs_reference:
             self.policy.freeze_reference()
         optimiser = make_optimiser(self.policy, self.learn)
         batches = epochs(self.tasks, self.rollout.prompts, self.seed)

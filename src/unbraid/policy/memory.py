@@ -218,7 +218,7 @@ def training_memory(
     * slack: `SLACK` of what comes and goes, on a CPU also activations and backward, up to `HEAP`. overhead: `CONTEXT`.
 
     Args:
-        kl: learn.kl is above 0. device: type of model.device.
+        kl: there is a KL term. device: type of model.device.
     """
     kept = activation_bytes(shape, batch)
     logits = head_bytes(shape, batch, device) if shape.fast else logit_bytes(shape, batch)

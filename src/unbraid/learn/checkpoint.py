@@ -1,8 +1,9 @@
 """Exact checkpoints: a run stopped at any point and resumed equals the unbroken run bit for bit (CPU, same threads).
 
-A checkpoint is a folder that stock transformers or PEFT loads, with two more files: `trainer.pt` (optimiser,
-constraints with their optimisers, random states, watches) and `state.json` (step, threads, recipe fingerprint). It is
-written under another name, flushed, and renamed, and leaves in the opposite order: `step-*` folders are always whole.
+A checkpoint is a folder that stock transformers or PEFT loads, with more files: `trainer.pt` (optimiser, constraints
+with their optimisers, random states, watches), `state.json` (step, threads, recipe fingerprint) and, with look-ahead,
+`drawn.parquet`. It is written under another name, flushed, and renamed, and leaves in the opposite order: `step-*`
+folders are always whole.
 """
 
 import json
@@ -10,6 +11,7 @@ import os
 import pickle
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 
+from unbraid import ranks
 from unbraid.errors import CheckpointError
+from unbraid.learn.log import read_rollouts, write_rollouts
 from unbraid.policy import Policy
+from unbraid.rollout.trajectory import Trajectory
 
 
 class CheckpointConfig(BaseModel):
@@ -34,6 +39,8 @@ class CheckpointConfig(BaseModel):
     """Most recent ones kept; the best by validation stays besides."""
 
 
+DRAWN = "drawn.parquet"
+"""What look-ahead had drawn for the next step."""
 WRITING, DROPPING = ".writing-", ".dropping-"
 """Prefixes of folders that are not checkpoints yet, or no longer. What a killed process left is cleared away."""
 
@@ -70,14 +77,27 @@ class CheckpointStore:
     def latest(self) -> Checkpoint | None:
         return (self.all() or [None])[-1]
 
-    def save(self, step: int, policy: Policy, state: dict[str, Any], best_step: int | None) -> Checkpoint:
-        """Write the checkpoint after `step` iterations, then drop those that are no longer kept."""
+    def save(
+        self,
+        step: int,
+        policy: Policy,
+        state: dict[str, Any],
+        best_step: int | None,
+        drawn: Sequence[Trajectory] = (),
+    ) -> Checkpoint:
+        """Write the checkpoint after `step` iterations, then drop those that are no longer kept.
+
+        Args:
+            drawn: of the next step already, by look-ahead.
+        """
         self._clear_leftovers()
         target = self.directory / f"step-{step:06d}"
         partial = self.directory / f"{WRITING}{step:06d}"
         partial.mkdir(parents=True)
         policy.save(partial)
         torch.save({**state, "random": random_state()}, partial / "trainer.pt")
+        if drawn:
+            write_rollouts(partial / DRAWN, drawn)
         info = {"step": step, "threads": torch.get_num_threads(), "fingerprint": self.fingerprint}
         (partial / "state.json").write_text(json.dumps(info))
         _flush(partial)
@@ -87,7 +107,7 @@ class CheckpointStore:
         return Checkpoint(target, step)
 
     def restore(self, checkpoint: Checkpoint, policy: Policy) -> dict[str, Any]:
-        """Load weights, random states and the thread count; returns what `save` was given as `state`.
+        """Load weights, random states and the thread count; returns what `save` was given as `state`, and as `drawn`.
 
         Raises:
             CheckpointError: the checkpoint belongs to another recipe, or cannot be read.
@@ -103,6 +123,8 @@ class CheckpointStore:
             policy.load_weights(checkpoint.path)
             state = torch.load(checkpoint.path / "trainer.pt", weights_only=True)
             threads, random_states = info["threads"], state.pop("random")
+            drawn = checkpoint.path / DRAWN
+            state["drawn"] = read_rollouts(drawn) if drawn.exists() else []
         except CheckpointError:
             raise
         except UNREADABLE as error:
@@ -123,6 +145,8 @@ class CheckpointStore:
                 shutil.rmtree(leaving)
 
     def _clear_leftovers(self) -> None:
+        if not ranks.is_first():  # it alone writes here
+            return
         for prefix in (WRITING, DROPPING):
             for leftover in self.directory.glob(f"{prefix}*"):
                 shutil.rmtree(leftover)

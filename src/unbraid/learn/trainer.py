@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ import torch
 from unbraid.chat.types import Mode
 from unbraid.errors import CollapseError
 from unbraid.learn.advantages import mode_votes
+from unbraid.learn.ahead import Batches, Served
 from unbraid.learn.batch import think_share
 from unbraid.learn.checkpoint import CheckpointStore
 from unbraid.learn.collapse import CollapseWatch
@@ -30,29 +31,13 @@ from unbraid.rollout.trajectory import Trajectory
 from unbraid.tasks.task import Task
 
 
-class Served(Protocol):
-    """What samples for a trainer and is not the trainer: model servers, as the training loop sees them."""
-
-    @property
-    def correct(self) -> bool:
-        """The last sync left the servers further from the trainer than rounding explains: correct for it."""
-        ...
-
-    def metrics(self) -> dict[str, float]:
-        """What syncing cost and measured, logged at every step; wall-clock numbers as `seconds/…` (`learn.log`)."""
-        ...
-
-    def notes(self) -> list[str]:
-        """Warnings since the last call, for the run's log."""
-        ...
-
-
 @dataclass
 class Training:
     """Everything one run is made of. `run()` starts it, or goes on where the latest checkpoint stands.
 
     validate: called with the number of steps done; returns the validation accuracy and what to log.
     served: the servers that `roll` asks; None where the policy itself samples.
+    ahead: draw a step's batch while the step before learns, with weights one update older (`learn.ahead`).
     monitor: looks at a step's (number, trajectories, groups) every `learn.interference_every` steps, before the weights
         move; returns what to log.
     """
@@ -72,6 +57,7 @@ class Training:
     keep_rollouts: bool = True
     watch: CollapseWatch = field(default_factory=CollapseWatch)
     served: Served | None = None
+    ahead: bool = False
     monitor: Callable[[int, Sequence[Trajectory], np.ndarray], dict[str, float]] | None = None
 
     def run(self) -> int:
@@ -83,7 +69,14 @@ class Training:
         if self.learn.needs_reference:
             self.policy.freeze_reference()
         optimiser = make_optimiser(self.policy, self.learn)
-        batches = epochs(self.tasks, self.rollout.prompts, self.seed)
+        tasks = epochs(self.tasks, self.rollout.prompts, self.seed)
+        batches = Batches(
+            lambda step: self._draw(tasks(step), [Mode.AUTO] * self.rollout.samples, "train", step),
+            self.learn.steps,
+            self.policy,
+            self.served,
+            self.ahead,
+        )
         best: dict[str, float] = {"accuracy": -1.0, "step": 0}
         checkpoint, done = self.store.latest(), 0
         if checkpoint:
@@ -91,6 +84,7 @@ class Training:
             done, best = checkpoint.step, saved["best"]
             optimiser.load_state_dict(saved["optimiser"])
             self.watch.load_state_dict(saved["watch"])
+            batches.restore(saved["drawn"])
             for constraint, state in zip(self.constraints, saved["constraints"], strict=True):
                 constraint.load_state_dict(state)
             self._stop_if_collapsed(done)
@@ -100,14 +94,15 @@ class Training:
             if not done and is_strict(self.policy.model):
                 log.note(STRICT_WARNING, 1, level="warning")
             for step in range(done, self.learn.steps):
-                metrics = self._step(step, batches(step), optimiser, log)
+                metrics = self._step(step, tasks(step), batches, optimiser, log)
                 self._validate(step + 1, best, metrics)
                 self._note_served(step + 1, log)
                 log.step(step + 1, metrics)
                 self.on_step(step + 1, metrics)
                 last = step + 1 == self.learn.steps or (self.learn.stop_on_collapse and self.watch.collapsed)
                 if last or (step + 1) % self.store.config.every == 0 or best["step"] == step + 1:
-                    self.store.save(step + 1, self.policy, self._state(optimiser, best), int(best["step"]) or None)
+                    state = self._state(optimiser, best)
+                    self.store.save(step + 1, self.policy, state, int(best["step"]) or None, batches.drawn)
                 self._stop_if_collapsed(step + 1)
         return int(best["step"]) or self.learn.steps
 
@@ -118,29 +113,33 @@ class Training:
                 f"learn.advantage_scale and start again; the run so far is in {self.run_dir}"
             )
 
-    def _step(self, step: int, tasks: Sequence[Task], optimiser: torch.optim.Optimizer, log: RunLog) -> dict[str, Any]:
+    def _step(
+        self, step: int, tasks: Sequence[Task], batches: Batches, optimiser: torch.optim.Optimizer, log: RunLog
+    ) -> dict[str, Any]:
         clock = StageClock()
         with clock("rollout"):
-            trajectories = self._draw(tasks, [Mode.AUTO] * self.rollout.samples, "train", step)
+            batch = batches.take(step)
         self._note_served(step + 1, log)
-        groups = np.repeat(np.arange(len(tasks)), self.rollout.samples)
-        looked: dict[str, float] = {}
-        if self.monitor and self.learn.interference_every and (step + 1) % self.learn.interference_every == 0:
-            with clock("interference"):
-                looked = self.monitor(step, trajectories, groups)
-        with clock("learn"):
-            result = update(
-                self.policy,
-                trajectories,
-                groups,
-                optimiser,
-                self.constraints,
-                self.learn,
-                step=step,
-                temperature=self.rollout.temperature,
-                # Read after the rollout: before it the servers may not have had these weights yet.
-                correct=self.served is not None and self.served.correct,
-            )
+        trajectories, groups = batch.trajectories, np.repeat(np.arange(len(tasks)), self.rollout.samples)
+        # Read after the rollout: before it the servers may not have had these weights yet.
+        correct = batch.staleness > 0 or (self.served is not None and self.served.correct)
+        looked: dict[str, float] = {"staleness": batch.staleness} if self.ahead else {}
+        with batches.beside(step + 1, clock):
+            if self.monitor and self.learn.interference_every and (step + 1) % self.learn.interference_every == 0:
+                with clock("interference"):
+                    looked |= self.monitor(step, trajectories, groups)
+            with clock("learn"):
+                result = update(
+                    self.policy,
+                    trajectories,
+                    groups,
+                    optimiser,
+                    self.constraints,
+                    self.learn,
+                    step=step,
+                    temperature=self.rollout.temperature,
+                    correct=correct,
+                )
         metrics = rollout_metrics(trajectories) | result.metrics | result.costs | looked
         for name in [name for name in metrics if name.startswith("learn/entropy")]:
             learned, drawn = metrics.pop(name), name.removeprefix("learn/")
@@ -159,7 +158,10 @@ class Training:
         if self.keep_rollouts:
             log.rollouts(step + 1, trajectories)
         sampled = sum(int(t.sampled.sum()) for t in trajectories)
-        return metrics | clock.metrics({"rollout": sampled, "learn": sampled})
+        if self.ahead:
+            metrics |= {"seconds/drawing": batch.seconds}
+        rates = {"tokens_per_s/rollout": sampled / batch.seconds}
+        return metrics | clock.metrics({"learn": sampled}) | rates
 
     def _draw(self, tasks: Sequence[Task], modes: Sequence[Mode], stream: str, step: int) -> list[Trajectory]:
         return self.roll(tasks, modes, temperature=self.rollout.temperature, seed=(self.seed, stream, step))

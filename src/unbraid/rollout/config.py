@@ -1,6 +1,6 @@
 """How a training batch is sampled."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -78,6 +78,9 @@ class SamplerConfig(BaseModel):
     """Of a server that is started: its share of a GPU's memory; on a CPU, GiB of keys and values."""
     sleep: bool = False
     """Servers give their GPU memory back while the trainer learns."""
+    ahead: bool = False
+    """Draw a step's batch while the step before learns, with weights one update older; truncated importance weights
+    make up for it (docs/speed.md). The local engine draws first and learns then: the same effect, no time saved."""
     seconds: float = Field(default=600.0, gt=0)
     """Longest wait for one response, before it is drawn again."""
     retries: int = Field(default=3, ge=0)
@@ -94,3 +97,9 @@ class SamplerConfig(BaseModel):
     @classmethod
     def _by_name(cls, data: Any) -> Any:
         return {"engine": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _awake_while_learning(self) -> Self:
+        if self.ahead and self.sleep:
+            raise ValueError("ahead draws while the trainer learns, and sleep stops servers then: set one of them")
+        return self

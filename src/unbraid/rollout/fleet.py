@@ -8,8 +8,8 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -19,9 +19,9 @@ import numpy as np
 from unbraid.errors import ServerError
 from unbraid.policy import Policy
 from unbraid.rollout.config import SamplerConfig
-from unbraid.rollout.loop import together
+from unbraid.rollout.loop import EventLoop, together
 from unbraid.rollout.probe import HARD_FACTOR, MEAN_LIMITS, PROBE_TOKENS, Gap, own_logprobs, probe_prompts
-from unbraid.vllm.client import Client, UnavailableError
+from unbraid.vllm.client import Client, UnavailableError, open_session
 from unbraid.vllm.flags import BASE
 from unbraid.vllm.server import Server
 
@@ -83,6 +83,7 @@ class Fleet:
     _syncs: int = 0
     _restarts: int = 0
     _asleep: bool = False
+    _held: bool = False
     _policy: Policy | None = None
     _metrics: dict[str, float] = field(default_factory=dict)
     _notes: list[str] = field(default_factory=list)
@@ -139,6 +140,8 @@ class Fleet:
         if self._asleep:
             await self._each(session, lambda member: self.client(member, session).wake())
             self._asleep = False
+        if self._held:
+            return
         stamp = (id(policy.model), *policy.stamp())
         if stamp == self._stamp:
             return
@@ -160,6 +163,21 @@ class Fleet:
             if old.name != self._salt:
                 shutil.rmtree(old, ignore_errors=True)
         self._stamp = stamp
+
+    @contextmanager
+    def held(self, policy: Policy) -> Iterator[None]:
+        """Within, servers draw from the policy as it is now, whatever is learned meanwhile. Raises as `follow` does."""
+
+        async def hand_over(session: "ClientSession") -> None:
+            await self.follow(policy, session)
+            await self.settle()
+
+        at_once(hand_over)
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
 
     async def rest(self, session: "ClientSession") -> None:
         """Let the servers give their memory back, where the recipe asks for it."""
@@ -275,7 +293,8 @@ class Fleet:
         fresh = Member(member.server.url)
         await self._load(fresh, session)
         prompts = probe_prompts(self.prompts, self.max_tokens)
-        if self._policy and prompts:
+        # While weights are held the trainer's may be newer ones, which say nothing; the next sync asks again.
+        if self._policy and prompts and not self._held:
             await self._gap(self.client(fresh, session), self._policy, prompts)
         member.url, member.version = fresh.url, fresh.version
 
@@ -350,3 +369,17 @@ class Fleet:
                 "the server; sampler.max_gap sets the limit"
             )
         return gap
+
+
+def at_once(work: Callable[["ClientSession"], Awaitable[T]]) -> T:
+    """The result of a few requests."""
+
+    async def inside() -> T:
+        async with open_session() as session:
+            return await work(session)
+
+    loop = EventLoop()
+    try:
+        return loop.run(inside)
+    finally:
+        loop.close()

@@ -2,28 +2,23 @@
 
 import shutil
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from unbraid.errors import ServerError
 from unbraid.policy import ModelConfig, Policy
 from unbraid.policy.policy import resolve_path
 from unbraid.policy.two_agents import TwoAgents
 from unbraid.rollout.config import SamplerConfig
-from unbraid.rollout.fleet import Fleet, Member
-from unbraid.rollout.loop import EventLoop, together
+from unbraid.rollout.fleet import Fleet, Member, at_once
+from unbraid.rollout.loop import together
 from unbraid.tokens import Router
-from unbraid.vllm.client import Client, open_session
+from unbraid.vllm.client import Client
 from unbraid.vllm.flags import LORA_RANKS, Sampled, refused_on_cpu, sampling_flags
 from unbraid.vllm.installation import SUPPORTED, Installation, find_vllm, is_supported
 from unbraid.vllm.server import Server, ServerSpec, start_server, start_servers, stop_servers
-
-if TYPE_CHECKING:
-    from aiohttp import ClientSession
-
-T = TypeVar("T")
 
 
 def tell(line: str) -> None:
@@ -67,8 +62,9 @@ def run_fleet(
             _start(fleet, policy, model, folder, announce)
         yield fleet
     finally:
+        fleet.start = None  # whoever still draws from servers that end finds none started again
         if config.urls:
-            _at_once(fleet.leave)
+            at_once(fleet.leave)
         stop_servers(member.server for member in fleet.members if member.server)
         shutil.rmtree(weights, ignore_errors=True)
 
@@ -162,7 +158,7 @@ def longest_context_of(config: SamplerConfig) -> int:
     """
 
     try:
-        facts = _at_once(lambda session: together(Client(url, session).facts() for url in config.urls))
+        facts = at_once(lambda session: together(Client(url, session).facts() for url in config.urls))
     except ServerError as problem:
         raise ServerError(f"sampler.urls: {problem}: give addresses where vLLM answers") from problem
     for url, (version, _) in zip(config.urls, facts, strict=True):
@@ -172,17 +168,3 @@ def longest_context_of(config: SamplerConfig) -> int:
                 f"{SUPPORTED[1]}: start one of those there"
             )
     return min(longest for _, longest in facts)
-
-
-def _at_once(work: Callable[["ClientSession"], Awaitable[T]]) -> T:
-    """The result of a few requests."""
-
-    async def inside() -> T:
-        async with open_session() as session:
-            return await work(session)
-
-    loop = EventLoop()
-    try:
-        return loop.run(inside)
-    finally:
-        loop.close()

@@ -94,6 +94,7 @@ def _learn(
         run_dir=run_dir,
         seed=recipe.seed,
         served=fleet,
+        ahead=recipe.sampler.ahead,
         monitor=Monitor(policy, recipe.learn, recipe.rollout.temperature),
         validate=lambda done: validate(respond, tasks.validation, recipe.evaluate),
         validate_every=recipe.evaluate.every,

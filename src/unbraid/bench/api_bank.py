@@ -78,7 +78,7 @@ def api_bank(source: str, split: str = "test", reward: RewardFunction | None = N
 
 
 def _task(row: FileRow) -> Task | str:
-    """The task of a row, or why it is none. Choice: rows whose gold call does not fit its tool are asked all the same."""
+    """The task of a row, or why it is none. Choice: gold calls may have arguments that their tool does not have."""
     if row.value is None:
         return row.reason
     name = detect(row.value)

@@ -155,6 +155,8 @@ def _task(row: Any, id: str, split: str, instruction: str, source: str) -> Task 
     except UnicodeEncodeError:
         return "text with an unpaired surrogate"
     level = "-".join(str(row[key]) for key in ("type", "level") if row.get(key))
+    named = row.get("data_source")  # Search-R1 keeps several sets in one file
+    source = named if isinstance(named, str) and named else source
     return Task(id, (message,), level=level, source=source, extra=extra)
 
 

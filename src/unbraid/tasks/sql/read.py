@@ -32,14 +32,19 @@ def question_tasks(
         raise DataError(f"calls={calls!r}: take tags or chat")
     found, schemas = Databases(databases), dict[Path, str]()
     with Sandbox(_LIMITS, workers=1) as sandbox:
-        for number, row in enumerate(_rows(Path(file))[start:stop], start):
+        for number, row in enumerate(question_rows(Path(file))[start:stop], start):
             try:
                 yield _task(f"{Path(file).name}:{number}", row, found, schemas, sandbox, calls, check)
             except (DataError, EnvError) as problem:
                 yield DataError(str(problem))
 
 
-def _rows(path: Path) -> list[Any]:
+def question_rows(path: Path) -> list[Any]:
+    """The rows of a file of questions, readable or not.
+
+    Raises:
+        DataError: there is no such list.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as problem:

@@ -1,0 +1,54 @@
+"""ACEBench's own evaluation of one answer: run by `Checker` in a clone of chenchen0103/ACEBench.
+
+The functions of the clone's `eval_main.py` are called with one entry at a time. What they would write is kept from
+them: the Excel pages (so pandas and openpyxl need not be there) and the score files, which are read here instead.
+"""
+
+import importlib
+import sys
+from importlib.util import find_spec
+from inspect import signature
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from answering import Judge, serve
+
+EXCEL = {"pandas": (), "openpyxl": ("Workbook",), "openpyxl.styles": ("Alignment",)}
+"""Modules that the evaluation imports for its Excel pages alone, and the names it takes from them."""
+
+
+def load(clone: Path) -> Judge:
+    """The judge of answers, by the functions of the clone's `eval_main`."""
+    absent = [name for name in EXCEL if find_spec(name.partition(".")[0]) is None]
+    for name in absent:
+        sys.modules[name] = ModuleType(name)
+        for one in EXCEL[name]:
+            setattr(sys.modules[name], one, None)
+    evaluation: Any = importlib.import_module("eval_main")
+    written: list[list[dict[str, Any]]] = []
+    evaluation.OUTPUT_PATH = ""
+    evaluation.save_score_as_json = lambda name, data, folder=None: written.append(data)
+    evaluation.convert_result_to_excel = lambda *arguments, **named: None
+
+    def judge(question: dict[str, Any]) -> str:
+        category = question["category"]
+        if category.startswith("special"):
+            evaluate = evaluation.special_eval
+        elif "multi_turn" in category:
+            evaluate = evaluation.normal_multi_turn_eval
+        else:
+            evaluate = evaluation.normal_single_turn_eval
+        row, answer = question["row"], {"id": question["row"]["id"], "ground_truth": question["answer"]}
+        result = {"id": row["id"], "result": question["result"]}
+        given = [[result], [row], [answer], category, "unbraid", {}]
+        written.clear()
+        right = evaluate(*given[: len(signature(evaluate).parameters)]) == 1
+        wrong = written[-1][1:]
+        return "right" if right else str(wrong[0].get("error_type", "wrong")) if wrong else "wrong"
+
+    return judge
+
+
+if __name__ == "__main__":
+    serve(load, "install the clone's requirements.txt somewhere and name that interpreter by --python")

@@ -17,7 +17,7 @@ CODE = sorted(path for folder in ("src", "tests", "benchmarks") for path in (ROO
 # A part may import those in the lines above its own, and itself.
 TIERS = (
     ("errors",),
-    ("plugins", "tokens"),
+    ("plugins", "ranks", "tokens"),
     ("chat",),
     ("tasks",),
     ("data",),

@@ -49,6 +49,10 @@ class CheckpointError(UnbraidError, RuntimeError):
     """A checkpoint is absent, broken, or belongs to another run."""
 
 
+class RanksError(UnbraidError, RuntimeError):
+    """Processes that train together do not find each other, differ, or have lost one of them."""
+
+
 class CollapseError(UnbraidError, RuntimeError):
     """Training was stopped because one mode had vanished (only where the recipe asks for it)."""
 

@@ -6,17 +6,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from unbraid import ranks
 from unbraid.chat.types import Mode
 from unbraid.data import fit_prompts, read_tasks, split_tasks
 from unbraid.errors import DataError
 from unbraid.policy import Policy
 from unbraid.policy.two_agents import TwoAgents
 from unbraid.recipe import Recipe
-from unbraid.rollout.episodes import EpisodeRoll, Player
+from unbraid.rollout.episodes import EpisodeRoll, Player, refuse_failures
 from unbraid.rollout.fleet import Fleet
 from unbraid.rollout.local import LocalSampler
 from unbraid.rollout.scoring import Roll, SingleStep
 from unbraid.rollout.served import ServedSampler
+from unbraid.rollout.shared import SharedRoll
 from unbraid.rollout.single import SingleSampler
 from unbraid.rollout.slots import SlotSampler
 from unbraid.rollout.start_fleet import run_fleet
@@ -119,7 +121,7 @@ def opened(tasks: Sequence[Task], acts_in: Environment) -> tuple[list[Task], Cou
 
 
 def roll_of(recipe: Recipe, policy: Policy, acts_in: Environment | None = None, fleet: Fleet | None = None) -> Roll:
-    """How the recipe rolls out: single responses, or episodes in its environment.
+    """How the recipe rolls out: single responses, or episodes in its environment; shared out where there are ranks.
 
     Args:
         fleet: the servers to draw from (`open_fleet`); None draws from the policy in this process.
@@ -141,7 +143,8 @@ def roll_of(recipe: Recipe, policy: Policy, acts_in: Environment | None = None, 
             sampler = SingleSampler(policy.format, served if fleet else slots)
         else:
             sampler = LocalSampler(policy, rollout.max_batch)
-        return SingleStep(sampler, policy.format, reward_function(recipe.reward), rollout.max_new_tokens)
+        roll = SingleStep(sampler, policy.format, reward_function(recipe.reward), rollout.max_new_tokens)
+        return SharedRoll(roll, by_first=recipe.sampler.engine != "local") if ranks.world() > 1 else roll
     player = Player(
         acts_in or environment(recipe.environment.name),
         policy.format,
@@ -149,7 +152,10 @@ def roll_of(recipe: Recipe, policy: Policy, acts_in: Environment | None = None, 
         recipe.reward,
         rollout.max_new_tokens,
     )
-    return EpisodeRoll(player, served if fleet else slots)
+    episodes = EpisodeRoll(player, served if fleet else slots)
+    if ranks.world() > 1:
+        return SharedRoll(episodes.play, refuse_failures, by_first=recipe.sampler.engine != "local")
+    return episodes
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What all commands share: two consoles, arguments that mean the same everywhere, progress bars, tables."""
 
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,13 +18,23 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")]
 
 
+def several() -> bool:
+    """Whether this process is one of several that were started together (`unbraid.ranks`)."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def is_first() -> bool:
+    """Whether this process is the one that talks: alone, or the first of several."""
+    return not several() or os.environ.get("RANK", "0") == "0"
+
+
 class Bars:
-    """One progress bar per stage, with the time left."""
+    """One progress bar per stage, with the time left; shown by the first of several processes."""
 
     def __enter__(self) -> "Bars":
         self.progress = Progress(
             TextColumn("{task.description:<9}"), BarColumn(bar_width=12), MofNCompleteColumn(),
-            TimeRemainingColumn(), TextColumn("left  {task.fields[note]}"), console=errors,
+            TimeRemainingColumn(), TextColumn("left  {task.fields[note]}"), console=errors, disable=not is_first(),
         )  # fmt: skip
         self.bars: dict[str, Any] = {}
         self.progress.start()

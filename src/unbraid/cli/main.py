@@ -8,7 +8,7 @@ from rich.text import Text
 
 from unbraid.cli import agents, interference, runs, serving
 from unbraid.cli.bench import bench
-from unbraid.cli.console import errors
+from unbraid.cli.console import errors, is_first, several
 from unbraid.cli.data import data
 from unbraid.cli.lab import lab
 from unbraid.errors import UnbraidError
@@ -31,8 +31,15 @@ def about() -> None:
 
 
 def _refuse(error: Exception) -> NoReturn:
+    where = ""
+    if several():
+        from unbraid import ranks
+
+        if ranks.is_told(error):
+            sys.exit(1)
+        where = f"rank {ranks.rank()}: " if ranks.rank() else ""
     # As text, not as markup: messages quote users' brackets.
-    errors.print(Text.assemble(("error: ", "bold red"), str(error)), highlight=False, soft_wrap=True)
+    errors.print(Text.assemble(("error: ", "bold red"), where, str(error)), highlight=False, soft_wrap=True)
     sys.exit(1)
 
 
@@ -57,5 +64,6 @@ def main() -> None:
     if status == INTERRUPTED:
         goes_on = sys.argv[1:2] not in (["serve"], ["chat"], ["serve-retriever"])
         hint = "; the same command with --resume goes on from the last checkpoint" if goes_on else ""
-        errors.print(f"stopped{hint}", highlight=False)
+        if is_first():
+            errors.print(f"stopped{hint}", highlight=False)
     sys.exit(status)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from unbraid.cli.console import Bars, Layers, Overrides, Runs, console, errors, load, print_scores
+from unbraid.cli.console import Bars, Layers, Overrides, Runs, console, errors, is_first, load, print_scores
 
 app = typer.Typer()
 
@@ -37,7 +37,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in the folder stands.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate only, as `doctor`.")] = False,
 ) -> None:
-    """Warm up, train, evaluate and report, as a recipe says."""
+    """Warm up, train, evaluate and report, as a recipe says; with torchrun or accelerate launch, on several devices."""
     from unbraid import run
 
     if dry_run:
@@ -48,6 +48,8 @@ def train(
     )
     with Bars() as bars:
         run.train(loaded, run_dir, resume, bars.show)
+    if not is_first():
+        return
     report = run.report_runs([run_dir], run_dir / "report.html")
     print_scores(report)
     console.print(f"\nmodel [bold]{run_dir / 'final'}[/]   page [bold]{run_dir / 'report.html'}[/]", highlight=False)

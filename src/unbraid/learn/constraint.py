@@ -21,6 +21,7 @@ from torch import Tensor
 from unbraid.chat.types import Mode
 from unbraid.learn.batch import MODES, TokenBatch
 from unbraid.learn.objective import Scores
+from unbraid.learn.reduce import sum_counts
 from unbraid.tokens import Role
 
 
@@ -147,13 +148,15 @@ class Constraint:
         return bonus
 
     def update(self, progress: float) -> dict[str, float]:
-        """Learn β from the batch just used, then forget it; returns what to log.
+        """Learn β from the batch just used, as all ranks saw it, then forget it; returns what to log.
 
         Args:
             progress: share of the training done, in [0, 1]; moves an annealed target.
         """
         logged: dict[str, float] = {}
+        seen = iter(sum_counts([n for g in self._groups.values() for n in (g.total, g.count, g.opened)]))
         for name, group in self._groups.items():
+            group.total, group.count, group.opened = next(seen), next(seen), next(seen)
             target = self._target(group)
             if group.count:
                 group.mean = group.total / group.count

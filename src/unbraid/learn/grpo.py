@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from unbraid import ranks
 from unbraid.chat.types import Mode
 from unbraid.learn.advantages import group_advantages
 from unbraid.learn.batch import MODES, TokenBatch, collate, think_share
@@ -23,6 +24,7 @@ from unbraid.learn.objective import Scores, kl_terms, policy_terms, token_weight
 from unbraid.learn.profile import Profile
 from unbraid.learn.reduce import sum_counts, sum_gradients
 from unbraid.learn.schedule import rate_at
+from unbraid.learn.shares import minibatches, share_out
 from unbraid.policy import Policy
 from unbraid.rollout.trajectory import Trajectory
 from unbraid.tokens import Role
@@ -58,7 +60,7 @@ def update(
     temperature: float,
     correct: bool = False,
 ) -> Update:
-    """Learn from one batch.
+    """Learn from one batch, which every rank has whole; each learns from its share, and all take the same steps.
 
     The gap between sampler and trainer is logged wherever it costs nothing: in the first optimiser step, whose forward
     pass is made with the weights that sampled; with correction, over the whole batch. Tokens that `skip_dead` leaves
@@ -72,14 +74,18 @@ def update(
     """
     rewards = np.array([t.reward for t in trajectories], dtype=np.float64)
     advantages = group_advantages(rewards, groups, config.advantage_scale)
-    rounds = _minibatches(groups, config, step)
+    rounds = minibatches(groups, config, step)
+    first_epoch = rounds[: len(rounds) // config.epochs]
     corrected = config.importance == "always" or (config.importance == "auto" and correct)
     cap = config.importance_cap if corrected else None
-    pieces = _pieces(policy, trajectories, advantages, constraints, config)
+    lengths = np.array([len(t.ids) for t in trajectories])
+    owners = share_out(first_epoch, groups, lengths, ranks.world())
+    pieces = [
+        p for p in _pieces(policy, trajectories, advantages, constraints, config) if owners[p.row] == ranks.rank()
+    ]
     work = _Work(
         policy, trajectories, groups, advantages, pieces, constraints, config, temperature, cap, Profile(policy.device)
     )  # fmt: skip
-    first_epoch = rounds[: len(rounds) // config.epochs]
     work = replace(work, pieces=_with_logprobs(work, first_epoch, before=corrected and len(rounds) > 1))
     rate = rate_at(step, config.steps, config.learning_rate, config.ramp_steps, config.decay)
     for setting in optimiser.param_groups:
@@ -115,15 +121,17 @@ class Seen:
     modes: list[torch.Tensor] = field(default_factory=list)
 
     def metrics(self, cap: float | None) -> dict[str, float]:
-        """The gap, and `learn/entropy`, a mean over tokens, by mode too; nothing if nothing was seen."""
-        if not self.gaps:
+        """The gap, and `learn/entropy`, a mean over tokens, by mode too, of all ranks; nothing if nothing was seen."""
+        mine = [(g.cpu(), e.cpu(), m.cpu()) for g, e, m in zip(self.gaps, self.entropies, self.modes, strict=True)]
+        every = [part for parts in ranks.gather(lambda: mine) for part in parts]
+        if not every:
             return {}
-        entropies, modes = torch.cat(self.entropies), torch.cat(self.modes)
+        gaps, entropies, modes = (torch.cat(parts) for parts in zip(*every, strict=True))
         found = {"learn/entropy": float(entropies.mean())}
         for mode in (Mode.THINK, Mode.NO_THINK):
             own = entropies[modes == MODES.index(mode)]
             found[f"learn/entropy/{mode}"] = float(own.mean()) if len(own) else float("nan")
-        return mismatch_metrics(torch.cat(self.gaps), cap) | found
+        return mismatch_metrics(gaps, cap) | found
 
 
 @dataclass(frozen=True)
@@ -164,7 +172,7 @@ def _optimiser_step(
     policy, config, modes = work.policy, work.config, work.policy.format.modes
     minibatch, members = [work.trajectories[i] for i in rows], set(rows.tolist())
     responses, tokens = sum(len(t.responses) for t in minibatch), sum(t.sampled.sum() for t in minibatch)
-    totals = Totals(*sum_counts([len(minibatch), responses, tokens]))
+    totals = Totals(len(minibatch), responses, float(tokens))
     share = think_share(minibatch)
     pieces = [p for p in work.pieces if p.row in members]
     sums = dict.fromkeys(SUMS, 0.0)
@@ -199,6 +207,7 @@ def _optimiser_step(
             backward(policy.model, loss, scores.with_gradient, batch.owners)
     parameters = [p for _, p in policy.trainable()]
     sum_gradients(parameters)
+    sums = dict(zip(sums, sum_counts(list(sums.values())), strict=True))
     if any(p.grad is not None for p in parameters):
         with work.profile("optimiser"):
             sums["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
@@ -288,16 +297,6 @@ def micro_batch_loss(
     for mode in (Mode.THINK, Mode.NO_THINK):
         sums[f"clip_share/{mode}"] += float((bound & (batch.mode == MODES.index(mode))).sum()) / max(totals.tokens, 1)
     return loss
-
-
-def _minibatches(groups: np.ndarray, config: LearnConfig, step: int) -> list[np.ndarray]:
-    """Row indices of every optimiser step, whole groups together, in an order keyed by the step."""
-    names, rounds = np.unique(groups), []
-    for epoch in range(config.epochs):
-        shuffled = np.random.default_rng((step, epoch)).permutation(names) if config.minibatches > 1 else names
-        for part in np.array_split(shuffled, min(config.minibatches, len(names))):
-            rounds.append(np.flatnonzero(np.isin(groups, part)))
-    return rounds
 
 
 def _needed(

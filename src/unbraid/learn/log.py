@@ -118,6 +118,25 @@ class RunLog:
         self.close()
 
 
+class NoLog:
+    """What a rank that is not the first has for a log: the first writes what all of them found."""
+
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def note(self, message: str, step: int, level: Level = "info") -> None:
+        """Nothing."""
+
+    def rollouts(self, step: int, trajectories: Sequence[Trajectory]) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing."""
+
+
 def read_metrics(run_dir: str | Path) -> list[Row]:
     """The rows of a run, oldest first. A torn last line (the machine died while writing) is left out.
 

@@ -11,6 +11,7 @@ import torch
 
 from unbraid.learn.batch import TokenBatch
 from unbraid.learn.forest import Forest
+from unbraid.learn.reduce import sum_counts
 
 PEAK_FLOPS = {
     "H200": 989e12,
@@ -75,7 +76,7 @@ class Profile:
         self.plain |= plain
 
     def metrics(self, model: Any) -> dict[str, float]:
-        """What to log.
+        """What to log; tokens are those of all ranks, seconds and bytes one's own.
 
         `seconds/learn/<stage>`. `memory/learn/<stage>`, bytes: the most that torch held on a GPU, those resident at the
         end of the stage on a CPU. `tokens_per_s/trained`: of all sequences, prompts and shared ones counted each time,
@@ -85,14 +86,15 @@ class Profile:
         `mfu/learn`: operations on computed tokens, in parts of what the GPU can do; those that gradient checkpointing
         repeats do not count. Only where the GPU is a known one.
         """
-        if not self.computed:
+        computed, needed, prompts = sum_counts([self.computed, self.needed, self.prompts])
+        if not computed:
             return {}
         seconds = self.seconds.get("forward", 0.0) + self.seconds.get("backward", 0.0)
         found: dict[str, float] = {f"seconds/learn/{stage}": value for stage, value in self.seconds.items()}
         found |= {f"memory/learn/{stage}": float(value) for stage, value in self.bytes.items()}
-        found["tokens_per_s/trained"] = self.needed / max(seconds, 1e-9)
-        found["learn/padding"] = max(0, self.computed - self.needed) / self.computed
-        found["learn/shared"] = min(1.0, max(0, self.needed - self.computed) / max(1, self.prompts))
+        found["tokens_per_s/trained"] = needed / max(seconds, 1e-9)
+        found["learn/padding"] = max(0.0, computed - needed) / computed
+        found["learn/shared"] = min(1.0, max(0.0, needed - computed) / max(1.0, prompts))
         found["learn/plain"] = float(self.plain)
         if peak := peak_flops(self.device):
             found["mfu/learn"] = training_flops(model, self.computed, self.pairs) / max(seconds, 1e-9) / peak

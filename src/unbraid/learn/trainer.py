@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from unbraid import ranks
 from unbraid.chat.types import Mode
 from unbraid.errors import CollapseError
 from unbraid.learn.advantages import mode_votes
@@ -21,7 +22,7 @@ from unbraid.learn.collapse import CollapseWatch
 from unbraid.learn.constraint import Constraint
 from unbraid.learn.grpo import LearnConfig, make_optimiser, mode_flags, update
 from unbraid.learn.isolation import STRICT_WARNING, is_strict
-from unbraid.learn.log import METRICS, RunLog
+from unbraid.learn.log import METRICS, NoLog, RunLog
 from unbraid.learn.metrics import rollout_metrics, unread_warning
 from unbraid.learn.schedule import epochs
 from unbraid.policy import Policy
@@ -78,9 +79,9 @@ class Training:
             self.ahead,
         )
         best: dict[str, float] = {"accuracy": -1.0, "step": 0}
-        checkpoint, done = self.store.latest(), 0
+        checkpoint, done = ranks.first(self.store.latest), 0
         if checkpoint:
-            saved = self.store.restore(checkpoint, self.policy)
+            saved = ranks.agree(lambda: self.store.restore(checkpoint, self.policy))
             done, best = checkpoint.step, saved["best"]
             optimiser.load_state_dict(saved["optimiser"])
             self.watch.load_state_dict(saved["watch"])
@@ -90,7 +91,8 @@ class Training:
             self._stop_if_collapsed(done)
         # Without a checkpoint every earlier line of the log is of steps that are about to be taken again.
         logged = (self.run_dir / METRICS).exists()
-        with RunLog(self.run_dir, resume_step=done if checkpoint or logged else None) as log:
+        resume_step = done if checkpoint or logged else None
+        with ranks.agree(lambda: RunLog(self.run_dir, resume_step) if ranks.is_first() else NoLog()) as log:
             if not done and is_strict(self.policy.model):
                 log.note(STRICT_WARNING, 1, level="warning")
             for step in range(done, self.learn.steps):
@@ -101,10 +103,14 @@ class Training:
                 self.on_step(step + 1, metrics)
                 last = step + 1 == self.learn.steps or (self.learn.stop_on_collapse and self.watch.collapsed)
                 if last or (step + 1) % self.store.config.every == 0 or best["step"] == step + 1:
-                    state = self._state(optimiser, best)
-                    self.store.save(step + 1, self.policy, state, int(best["step"]) or None, batches.drawn)
+                    self._save(step + 1, self._state(optimiser, best), int(best["step"]) or None, batches.drawn)
                 self._stop_if_collapsed(step + 1)
         return int(best["step"]) or self.learn.steps
+
+    def _save(self, done: int, state: dict[str, Any], best: int | None, drawn: Sequence[Trajectory]) -> None:
+        """One checkpoint of all ranks, by the first: they have the same weights, which is made sure of."""
+        ranks.check_same(f"weights after step {done}", self.policy.digest() if ranks.world() > 1 else ())
+        ranks.first(lambda: self.store.save(done, self.policy, state, best, drawn))
 
     def _stop_if_collapsed(self, done: int) -> None:
         if self.learn.stop_on_collapse and self.watch.collapsed:
@@ -114,7 +120,7 @@ class Training:
             )
 
     def _step(
-        self, step: int, tasks: Sequence[Task], batches: Batches, optimiser: torch.optim.Optimizer, log: RunLog
+        self, step: int, tasks: Sequence[Task], batches: Batches, optimiser: torch.optim.Optimizer, log: RunLog | NoLog
     ) -> dict[str, Any]:
         clock = StageClock()
         with clock("rollout"):
@@ -122,7 +128,7 @@ class Training:
         self._note_served(step + 1, log)
         trajectories, groups = batch.trajectories, np.repeat(np.arange(len(tasks)), self.rollout.samples)
         # Read after the rollout: before it the servers may not have had these weights yet.
-        correct = batch.staleness > 0 or (self.served is not None and self.served.correct)
+        correct = batch.staleness > 0 or ranks.first(lambda: self.served is not None and self.served.correct)
         looked: dict[str, float] = {"staleness": batch.staleness} if self.ahead else {}
         with batches.beside(step + 1, clock):
             if self.monitor and self.learn.interference_every and (step + 1) % self.learn.interference_every == 0:
@@ -166,13 +172,18 @@ class Training:
     def _draw(self, tasks: Sequence[Task], modes: Sequence[Mode], stream: str, step: int) -> list[Trajectory]:
         return self.roll(tasks, modes, temperature=self.rollout.temperature, seed=(self.seed, stream, step))
 
-    def _note_served(self, step: int, log: RunLog) -> None:
+    def _note_served(self, step: int, log: RunLog | NoLog) -> None:
         """Put what the servers warned of into the log; soon after it was found, as what follows may end the run."""
         for message in self.served.notes() if self.served else []:
             log.note(message, step, level="warning")
 
     def _watch_modes(
-        self, step: int, trajectories: list[Trajectory], groups: np.ndarray, metrics: dict[str, Any], log: RunLog
+        self,
+        step: int,
+        trajectories: list[Trajectory],
+        groups: np.ndarray,
+        metrics: dict[str, Any],
+        log: RunLog | NoLog,
     ) -> None:
         """Log the predicted vote, and warn before a collapse."""
         think, valid = mode_flags(trajectories)

@@ -105,6 +105,12 @@ class Policy:
         """
         return tuple(p._version for _, p in self.trainable())
 
+    def digest(self) -> tuple[float, ...]:
+        """A few numbers of the trained weights: processes that train together compare them."""
+        wide, trained = torch.float64, [p.detach() for _, p in self.trainable()]
+        sums = sum(float(p.sum(dtype=wide)) for p in trained)
+        return sums, sum(float(torch.linalg.vector_norm(p, dtype=wide)) for p in trained)
+
     def freeze_reference(self) -> None:
         """Remember the trained weights of now: they are the reference of the KL term."""
         trained = self.trainable()

@@ -176,6 +176,13 @@ class _Play:
         return max(0.0, self.deadline - time.monotonic())
 
 
+def refuse_failures(found: Sequence[Trajectory]) -> None:
+    """Raises EnvError if the environment failed in every single episode of a batch."""
+    failures = [t.episode.failure for t in found if t.episode and t.episode.ended is Ended.FAILED]
+    if found and len(failures) == len(found):
+        raise EnvError(f"the environment failed in all {len(found)} episodes, first with: {failures[0]}")
+
+
 class EpisodeRoll:
     """Rolls out a batch of tasks in an environment: a `Roll`.
 
@@ -194,11 +201,15 @@ class EpisodeRoll:
         Raises:
             EnvError: the environment failed in every single episode.
         """
-        found = self._loop.run(lambda: self._play_all(tasks, modes, temperature, seed))
-        failures = [t.episode.failure for t in found if t.episode and t.episode.ended is Ended.FAILED]
-        if found and len(failures) == len(found):
-            raise EnvError(f"the environment failed in all {len(found)} episodes, first with: {failures[0]}")
+        found = self.play(tasks, modes, temperature=temperature, seed=seed)
+        refuse_failures(found)
         return found
+
+    def play(
+        self, tasks: Sequence[Task], modes: Sequence[Mode], *, temperature: float, seed: object
+    ) -> list[Trajectory]:
+        """The same for a part of a batch: that the environment fails in all of it says nothing yet."""
+        return self._loop.run(lambda: self._play_all(tasks, modes, temperature, seed))
 
     async def _play_all(
         self, tasks: Sequence[Task], modes: Sequence[Mode], temperature: float, seed: object

@@ -29,14 +29,15 @@ def recipe_of(run_dir: str | Path) -> Recipe:
     return load_recipe([path])
 
 
-def claim(run_dir: Path, recipe: Recipe) -> None:
-    """Make the folder this recipe's."""
+def claim(run_dir: Path, recipe: Recipe, books: str) -> None:
+    """Make the folder this recipe's. `books`: what was read and left out of its tasks, for people."""
     path = run_dir / "recipe.yaml"
     if not path.exists():
         run_dir.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(".writing-recipe.yaml")
         partial.write_text(recipe.to_yaml())
         partial.rename(path)
+    (run_dir / "tasks.txt").write_text(books + "\n")
 
 
 def refuse_other_runs(run_dir: Path, recipe: Recipe, resume: bool) -> None:

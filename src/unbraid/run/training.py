@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from unbraid.errors import DataError
+from unbraid import ranks
+from unbraid.errors import DataError, RanksError
 from unbraid.evaluate.evaluate import EvaluateConfig, evaluate, spread
 from unbraid.evaluate.metrics import Labels, Score
 from unbraid.interference.monitor import Monitor
@@ -33,7 +35,8 @@ from unbraid.recipe import Recipe
 from unbraid.rollout.fleet import Fleet
 from unbraid.rollout.scoring import Roll
 from unbraid.rollout.trajectory import Trajectory
-from unbraid.run.folder import claim, refuse_other_runs, replace_folder, write_scores
+from unbraid.run.folder import claim, recipe_of, refuse_other_runs, replace_folder, write_scores
+from unbraid.tasks.environment import Environment
 from unbraid.tasks.task import Task
 
 Progress = Callable[[str, int, int, dict[str, Any]], None]
@@ -47,29 +50,49 @@ def silent(stage: str, done: int, total: int, metrics: dict[str, Any]) -> None:
 def train(recipe: Recipe, run_dir: str | Path, resume: bool = False, progress: Progress = silent) -> list[Score]:
     """Do a whole run; returns the final scores.
 
+    Where several processes were started for it (`ranks`) they share the work, and each calls this.
+
     Args:
         resume: go on with what is in `run_dir`; a stopped run then ends exactly as an unbroken one.
 
     Raises:
         CheckpointError: `run_dir` holds a run and `resume` is off, or a run of another recipe.
+        RanksError: the ranks do not find each other, have different files, or have lost one of them.
     """
-    run_dir = Path(run_dir)
-    refuse_other_runs(run_dir, recipe, resume)
-    _seed_everything(recipe.seed)
-    policy = load_policy(recipe.model, recipe.chat)
-    acts_in = make_environment(recipe)
-    tasks = load_tasks(recipe, policy, acts_in)
-    roll = roll_of(recipe, policy, acts_in)
-    preflight(recipe, policy, tasks.train, Console(stderr=True))
+    with ranks.joined(recipe.model.device):
+        return _train(recipe, Path(run_dir), resume, progress if ranks.is_first() else silent)
+
+
+def _train(recipe: Recipe, run_dir: Path, resume: bool, progress: Progress) -> list[Score]:
+    refuse_ranks(recipe)
+    ranks.first(lambda: refuse_other_runs(run_dir, recipe, resume))
+    policy, acts_in, tasks, roll = ranks.in_turn(lambda: _load(recipe))
+    ranks.check_same("tasks", [task.id for task in (*tasks.train, *tasks.validation, *tasks.test, *tasks.warmup)])
+    ranks.first(lambda: preflight(recipe, policy, tasks.train, Console(stderr=True)))
     # Only now: a recipe that cannot start leaves no folder behind that its correction would be refused.
-    claim(run_dir, recipe)
-    (run_dir / "tasks.txt").write_text(tasks.books + "\n")
+    ranks.first(lambda: claim(run_dir, recipe, tasks.books))
+    ranks.agree(lambda: recipe_of(run_dir))
     if recipe.warmup:
         warm_up(recipe, policy, tasks.warmup, run_dir, progress)
-    with open_fleet(recipe, policy, tasks.train, run_dir / "servers") as fleet:
+    with ExitStack() as stack:
+        servers = open_fleet(recipe, policy, tasks.train, run_dir / "servers")
+        fleet = ranks.agree(lambda: stack.enter_context(servers) if ranks.is_first() else None)
         respond = Respond(policy, roll_of(recipe, policy, acts_in, fleet) if fleet else roll, recipe.seed)
         _learn(recipe, policy, tasks, respond, fleet, run_dir, progress)
         return evaluate_run(recipe, policy, tasks.test, run_dir, progress, roll=respond.roll)
+
+
+def refuse_ranks(recipe: Recipe) -> None:
+    """What several ranks cannot do. Raises RanksError with the first such thing."""
+    if ranks.world() > 1 and recipe.sampler.engine != "local" and recipe.sampler.ahead:
+        raise RanksError("sampler.ahead draws beside what the ranks tell each other: set it to false, or use one rank")
+
+
+def _load(recipe: Recipe) -> tuple[Policy, Environment | None, TaskSets, Roll]:
+    _seed_everything(recipe.seed)
+    policy = load_policy(recipe.model, recipe.chat)
+    acts_in = make_environment(recipe)
+    return policy, acts_in, load_tasks(recipe, policy, acts_in), roll_of(recipe, policy, acts_in)
 
 
 def _learn(
@@ -100,10 +123,10 @@ def _learn(
         validate_every=recipe.evaluate.every,
         on_step=lambda step, metrics: progress("train", step, recipe.learn.steps, metrics),
     ).run()
-    chosen = next((c for c in store.all() if c.step == best), store.latest())
+    chosen = ranks.first(lambda: next((c for c in store.all() if c.step == best), store.latest()))
     if chosen:
-        policy.load_weights(chosen.path)
-    replace_folder(run_dir / "final", policy.save)
+        ranks.agree(lambda: policy.load_weights(chosen.path))
+    ranks.first(lambda: replace_folder(run_dir / "final", policy.save))
 
 
 def warm_up(recipe: Recipe, policy: Policy, tasks: Sequence[Task], run_dir: Path, progress: Progress = silent) -> None:
@@ -114,9 +137,9 @@ def warm_up(recipe: Recipe, policy: Policy, tasks: Sequence[Task], run_dir: Path
     """
     assert recipe.warmup
     start, unfinished = run_dir / "start", run_dir / "warmup.pt"
-    if start.is_dir():
-        policy.load_weights(start)
-        unfinished.unlink(missing_ok=True)
+    if ranks.first(start.is_dir):
+        ranks.agree(lambda: policy.load_weights(start))
+        ranks.first(lambda: unfinished.unlink(missing_ok=True))
         return
     examples, left_out = labels_to_examples(tasks, policy.format, recipe.warmup)
     if not examples:
@@ -126,19 +149,25 @@ def warm_up(recipe: Recipe, policy: Policy, tasks: Sequence[Task], run_dir: Path
     trainer = SupervisedTrainer(
         policy.model, recipe.warmup, epochs(examples, recipe.warmup.batch_examples, recipe.seed)
     )
-    if unfinished.exists():
-        trainer.load_state_dict(torch.load(unfinished, weights_only=True))
+    if ranks.first(unfinished.exists):
+        ranks.agree(lambda: trainer.load_state_dict(torch.load(unfinished, weights_only=True)))
 
     def on_step(step: int, metrics: dict[str, float]) -> None:
         progress("warm-up", step, trainer.config.steps, metrics)
         if step % recipe.checkpoint.every == 0 and step < trainer.config.steps:
-            partial = unfinished.with_suffix(".writing")
-            torch.save(trainer.state_dict(), partial)
-            partial.rename(unfinished)
+            ranks.first(keep)
+
+    def keep() -> None:
+        partial = unfinished.with_suffix(".writing")
+        torch.save(trainer.state_dict(), partial)
+        partial.rename(unfinished)
+
+    def done() -> None:
+        replace_folder(start, policy.save)
+        unfinished.unlink(missing_ok=True)
 
     trainer.run(on_step)
-    replace_folder(start, policy.save)
-    unfinished.unlink(missing_ok=True)
+    ranks.first(done)
 
 
 def validate(respond: Respond, tasks: Sequence[Task], config: EvaluateConfig) -> tuple[float, dict[str, float]]:
@@ -187,8 +216,8 @@ def evaluate_run(
     labels = Labels(recipe.name, weights, style, policy.parameter_count())
     respond = Respond(policy, roll or roll_of(recipe, policy), recipe.seed)
     scores = evaluate(respond, chosen, config, labels, keep)
-    write_scores(run_dir / "scores.jsonl", scores)
-    write_rollouts(run_dir / "evaluation.parquet", shown)
+    ranks.first(lambda: write_scores(run_dir / "scores.jsonl", scores))
+    ranks.first(lambda: write_rollouts(run_dir / "evaluation.parquet", shown))
     return scores
 
 

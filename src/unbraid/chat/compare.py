@@ -38,7 +38,7 @@ def ast_match(made: Sequence[Call], expected: Sequence[Call], tools: Tools = ())
     """
     if same_calls(made, expected):
         return True
-    schemas = {name: schema for name, schema in map(_schema, tools) if name}
+    schemas = {name: schema for name, schema in map(schema_of, tools) if name}
     if not all(_fits_tool(call, schemas.get(call.name)) for call in made):
         return False
     return _multiset(_loosen(made, schemas)) == _multiset(_loosen(expected, schemas))
@@ -70,25 +70,31 @@ def _key(value: Any) -> Hashable:
 _IGNORED: Final = re.compile(r"[ ,./\-_*^]")
 
 
-def _loose(value: Any) -> Any:
+def same_json(one: Any, other: Any) -> bool:
+    """Equal as JSON: 1 equals 1.0, true is not 1."""
+    return _key(one) == _key(other)
+
+
+def loose(value: Any) -> Any:
+    """Strings, at any depth, without case, spaces and the punctuation ``,./-_*^``; other values as they are."""
     if isinstance(value, str):
         return _IGNORED.sub("", value).lower().replace("'", '"')
     if isinstance(value, Mapping):
-        return {name: _loose(inner) for name, inner in value.items()}
+        return {name: loose(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_loose(inner) for inner in value]
+        return [loose(inner) for inner in value]
     return value
 
 
 def _loosen(calls: Sequence[Call], schemas: Mapping[str, Mapping[str, Any]]) -> list[Call]:
     defaults = {
-        name: {key: one["default"] for key, one in _properties(schema).items() if "default" in one}
+        name: {key: one["default"] for key, one in properties_of(schema).items() if "default" in one}
         for name, schema in schemas.items()
     }
-    return [Call(call.name, _loose({**defaults.get(call.name, {}), **call.arguments})) for call in calls]
+    return [Call(call.name, loose({**defaults.get(call.name, {}), **call.arguments})) for call in calls]
 
 
-def _schema(tool: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+def schema_of(tool: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """(name, parameters) of a tool in OpenAI's form or as the bare function."""
     inner = tool.get("function")
     function = inner if isinstance(inner, Mapping) else tool
@@ -96,7 +102,7 @@ def _schema(tool: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     return str(function.get("name") or ""), parameters if isinstance(parameters, Mapping) else {}
 
 
-def _properties(schema: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def properties_of(schema: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Arguments and their schemas; some data sets write them without the level `properties`."""
     properties = schema.get("properties", {} if isinstance(schema.get("type"), str) else schema)
     named = properties.items() if isinstance(properties, Mapping) else ()
@@ -104,7 +110,7 @@ def _properties(schema: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def _fits_tool(call: Call, schema: Mapping[str, Any] | None) -> bool:
-    properties = _properties(schema or {})
+    properties = properties_of(schema or {})
     if not properties:
         return True
     required = (schema or {}).get("required")
@@ -141,5 +147,5 @@ def _fits(value: Any, schema: Mapping[str, Any]) -> bool:
         return all(_fits(inner, items) for inner in value)
     inner_schemas = schema.get("properties")
     if isinstance(value, dict) and isinstance(inner_schemas, Mapping):
-        return all(_fits(value[name], one) for name, one in _properties(schema).items() if name in value)
+        return all(_fits(value[name], one) for name, one in properties_of(schema).items() if name in value)
     return True

@@ -342,7 +342,37 @@ API_BANK_DIALOGUE: list[dict[str, Any]] = [
     {"role": "User", "text": "Hello"},
     {"role": "API", "api_name": "Ask", "param_dict": {"what": "why"}, "result": {}},
 ]
+# As unbraid writes tasks: nested for its own folders, texts of JSON for the hub.
+_TASK: dict[str, Any] = {
+    "id": "xlam/a.json:0:1",
+    "messages": [{"role": "user", "content": "Weather in Zürich?"}],
+    "tools": [{"type": "function", "function": WEATHER}],
+    "expected": [{"name": "get_weather", "arguments": {"city": "Zürich"}}],
+    "answers": [
+        {
+            "mode": "think",
+            "thought": "A city.",
+            "calls": [{"name": "get_weather", "arguments": {"city": "Zürich"}}],
+            "content": "",
+        },
+        {
+            "mode": "no_think",
+            "thought": "",
+            "calls": [{"name": "get_weather", "arguments": {"city": "Zürich"}}],
+            "content": "",
+        },
+    ],
+    "level": "medium",
+    "source": "rows.json",
+    "extra": {"needs_thinking": True, "right": {"no_think": 0.0, "think": 0.5}, "kind": "single"},
+}
+_TEXTS = ("messages", "tools", "expected", "answers", "extra")
+TASK_ROWS: list[dict[str, Any]] = [
+    _TASK,
+    {key: json.dumps(value) if key in _TEXTS else value for key, value in _TASK.items()} | {"id": "xlam/a.json:1:1"},
+]
 ROWS: dict[str, list[dict[str, Any]]] = {
+    "tasks": TASK_ROWS,
     "toolrl": TOOLRL,
     "api-bank": API_BANK,
     "api-bank-toolrl": API_BANK_TOOLRL,

@@ -19,7 +19,7 @@ from unbraid.lab.chatml import CONTROL, DELIMITERS, build_chatml_model, chatml_t
 def examples(name: str, row: dict[str, Any]) -> list[Example]:
     """What a row gives; nothing where it is not wanted."""
     try:
-        return list(FORMATS[name].read(row))
+        return [one for one in FORMATS[name].read(row) if isinstance(one, Example)]
     except UnwantedError:
         return []
 

@@ -3,9 +3,12 @@
 import json
 import random
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +18,7 @@ from unbraid.chat.types import Answer, Call, Mode
 from unbraid.data import FORMATS, DataConfig, ReadResult, RowError, collect, read_tasks
 from unbraid.data.formats import detect
 from unbraid.data.row import literal_value
+from unbraid.data.task_rows import text_row
 from unbraid.data.texts import bracket_calls, system_tools
 from unbraid.errors import DataError
 
@@ -34,6 +38,31 @@ def test_every_format_is_told_from_its_rows_and_reads_them_all(tmp_path, name):
     benchmark = name.startswith(("bfcl", "acebench", "api-bank"))
     assert all(bool(t.extra.get("eval_only")) == benchmark for t in result.tasks)
     assert benchmark or {t.source for t in result.tasks} <= {"rows.json"}
+
+
+def test_tasks_are_read_as_they_are(tmp_path):
+    """Nested or as texts, by file or as typed columns; what was chosen is not thinned out by `data.no_call`."""
+    nested, texts = read(tmp_path, "tasks").tasks
+    assert replace(texts, id=nested.id) == nested and nested.id == ROWS["tasks"][0]["id"]
+    assert [a.mode for a in nested.answers] == [Mode.THINK, Mode.NO_THINK] and nested.level == "medium"
+    silent = [text_row(replace(nested, id=f"{i}", expected=(), level="no_call")) for i in range(5)]
+    pq.write_table(pa.Table.from_pylist(silent), tmp_path / "silent.parquet")
+    found = read_tasks(str(tmp_path / "silent.parquet"), DataConfig(no_call=0.0))
+    assert len(found.tasks) == 5 and not found.skipped
+    assert found.tasks[0].tools == nested.tools and found.tasks[0].extra == nested.extra
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("id", 3, "no text"), ("messages", ["x"], "role"), ("messages", "{", "JSON"), ("tools", [{}], "function"),
+        ("expected", [{"name": "a", "arguments": [1]}], "no object"), ("extra", [], "no object"),
+        ("answers", [{"mode": "loud"}], "ValueError"), ("messages", [], "no user message"),
+    ],
+)  # fmt: skip
+def test_a_row_that_is_no_task_is_bad(tmp_path, key, value, reason):
+    result = read(tmp_path, "tasks", [{**ROWS["tasks"][0], key: value}])
+    assert not result.tasks and len(result.bad) == 1 and reason in result.bad[0].reason
 
 
 def test_xlam(tmp_path):

@@ -17,11 +17,11 @@ from policies import calls_tasks, tiny_policy
 
 from unbraid.chat.types import Answer, Call, Mode, Problem, Reading
 from unbraid.data import DataConfig, read_tasks
+from unbraid.data.task_rows import as_json, read_task_lines, write_task_lines
 from unbraid.errors import CheckpointError, DataError, RecipeError
 from unbraid.label import LabelConfig, LocalTries, Try, decide, label, label_recipe, labelled, read_tries
 from unbraid.label.rule import INCOMPLETE, NEVER_RIGHT, NOT_JSON, SPECIAL, THOUGHTLESS
 from unbraid.label.table import label_table, total
-from unbraid.label.task_lines import as_json, read_task_lines, write_task_lines
 from unbraid.label.tries import SAMPLES, Failure, Mark, TryLog
 from unbraid.learn.supervised import WarmupConfig, labels_to_examples
 from unbraid.recipe import load_recipe

@@ -26,10 +26,11 @@ from unbraid.data.refine import (
     reward_variance,
     stratify,
 )
+from unbraid.data.task_rows import write_task_lines
 from unbraid.errors import DataError
 from unbraid.label.from_recipe import settings_of
 from unbraid.label.refining import NOT_SEEN, Measured, choose, from_rollouts, refine_folder
-from unbraid.label.task_lines import labelled, write_task_lines
+from unbraid.label.task_lines import labelled
 from unbraid.label.tries import SAMPLES, Try, TryLog
 from unbraid.tasks.task import Task
 

@@ -9,9 +9,11 @@ from unbraid.data.api_bank import api_bank, api_bank_dialogue, api_bank_toolrl
 from unbraid.data.benchmarks import acebench, bfcl, hotpotqa
 from unbraid.data.conversations import messages, sharegpt
 from unbraid.data.row import Example
+from unbraid.data.task_rows import tasks
 from unbraid.data.toolrl import toolrl
 from unbraid.data.verl import verl
 from unbraid.data.xlam import xlam
+from unbraid.tasks.task import Task
 
 
 def _anything(row: Mapping[str, Any]) -> bool:
@@ -22,11 +24,11 @@ def _anything(row: Mapping[str, Any]) -> bool:
 class Format:
     """A format: a row that has all `keys` and that `fits` is taken for it.
 
-    `read` makes examples of one row, or raises RowError.
+    `read` makes examples of one row, or gives tasks that are in it as they are, or raises RowError.
     """
 
     keys: frozenset[str]
-    read: Callable[[Mapping[str, Any]], Iterator[Example]]
+    read: Callable[[Mapping[str, Any]], Iterator[Example] | Iterator[Task]]
     fits: Callable[[Mapping[str, Any]], bool] = _anything
 
 
@@ -50,6 +52,7 @@ def _is_hermes(row: Mapping[str, Any]) -> bool:
 
 # To add a format, write its `read` and put it here. The first that fits is taken: most specific first.
 FORMATS: dict[str, Format] = {
+    "tasks": Format(frozenset({"id", "messages", "tools", "expected", "answers"}), tasks),
     "toolrl": Format(frozenset({"instruction", "input", "output"}), toolrl),
     "api-bank": Format(frozenset({"instruction", "input", "expected_output"}), api_bank),
     "api-bank-toolrl": Format(frozenset({"system", "user", "answer"}), api_bank_toolrl),

@@ -4,7 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
@@ -14,6 +14,7 @@ from unbraid.chat.types import Answer, Mode
 from unbraid.data.formats import FORMATS, Format, detect
 from unbraid.data.row import Example, RowError, UnwantedError
 from unbraid.data.sources import FileRow, call_source, file_rows
+from unbraid.data.task_rows import task_row
 from unbraid.errors import DataError
 from unbraid.plugins import names_code
 from unbraid.tasks.task import Task
@@ -154,7 +155,10 @@ def _read_row(row: FileRow, value: Mapping[str, Any], format: Format, books: "_B
     try:
         for example in format.read(value):
             examples += 1
-            books.add_example(row, example)
+            if isinstance(example, Task):
+                books.add_chosen(row.file, row.row, example)
+            else:
+                books.add_example(row, example)
     except UnwantedError as reason:
         books.skip(row.file, row.row, str(reason))
     except RowError as problem:
@@ -175,6 +179,7 @@ class _Books:
         self.result = ReadResult()
         self._strict = strict
         self._ids: set[str] = set()
+        self._chosen: set[str] = set()
 
     def enter_row(self, file: str, row: int, format: str) -> None:
         count = self.result.counts.setdefault(file, FileCount())
@@ -207,6 +212,11 @@ class _Books:
         else:
             self.add(row.file, row.row, make_task(f"{row.file}:{row.row}:{example.turn}", row.file, example))
 
+    def add_chosen(self, file: str, row: int, task: Task) -> None:
+        """A row that is a task already was chosen by somebody: it does not count towards `no_call`."""
+        self._chosen.add(task.id)
+        self.add(file, row, task)
+
     def add(self, file: str, row: int, task: Any) -> None:
         if isinstance(task, DataError):  # how a function says why a row of its own made no task
             return self.bad(file, row, str(task))
@@ -215,10 +225,10 @@ class _Books:
         if task.id in self._ids:
             return self.bad(file, row, "the task id is taken by an earlier task")
         try:
-            json.dumps(asdict(task), allow_nan=False, ensure_ascii=False).encode()
+            json.dumps(task_row(task), allow_nan=False, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             return self.bad(file, row, "text with an unpaired surrogate")
-        except (TypeError, ValueError, RecursionError):
+        except (TypeError, ValueError, AttributeError, RecursionError):
             return self.bad(file, row, "values that JSON cannot hold")
         count = self.result.counts[file]
         count.examples, count.tasks = count.examples + 1, count.tasks + 1
@@ -229,7 +239,7 @@ class _Books:
 
     def limit_no_call(self, share: float) -> None:
         """Keep at most `share` of tasks without a call: those with the smallest hash, so that the choice is stable."""
-        limited = [t for t in self.result.tasks if not t.extra.get("eval_only")]
+        limited = [t for t in self.result.tasks if not t.extra.get("eval_only") and t.id not in self._chosen]
         silent = [t.id for t in limited if not t.expected]
         calling = len(limited) - len(silent)
         keep = len(silent) if share == 1 else min(len(silent), int(share / (1 - share) * calling + 1e-9))

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from unbraid.chat.types import Answer, Mode
+from unbraid.data.lines import json_line, write_whole
+from unbraid.data.task_rows import as_json, task_row, write_task_lines
 from unbraid.errors import DataError
 from unbraid.label.rule import NOT_JSON, Label, LabelConfig, decide, is_right
-from unbraid.label.task_lines import DROPPED, TASKS, as_json, task_row, write_task_lines
-from unbraid.label.tries import Mark, Spent, TryLog, TrySampler, Want, json_line, write_whole
+from unbraid.label.task_lines import DROPPED, TASKS
+from unbraid.label.tries import Mark, Spent, TryLog, TrySampler, Want
 from unbraid.tasks.task import Task
 
 BOOKS = "books.json"

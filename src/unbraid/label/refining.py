@@ -16,12 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from unbraid.chat.types import Mode
+from unbraid.data.lines import json_line, write_whole
 from unbraid.data.refine import STARVES, RefineConfig, Refined, refine, reward_variance
+from unbraid.data.task_rows import write_task_lines
 from unbraid.errors import DataError
 from unbraid.label.from_recipe import chat_format, training_tasks
 from unbraid.label.label import BOOKS
-from unbraid.label.task_lines import DROPPED, TASKS, labelled, write_task_lines
-from unbraid.label.tries import SAMPLES, json_line, read_tries, write_whole
+from unbraid.label.task_lines import DROPPED, TASKS, labelled
+from unbraid.label.tries import SAMPLES, read_tries
 from unbraid.learn.log import ROLLOUTS
 from unbraid.recipe import load_recipe
 from unbraid.tasks.task import Task

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from unbraid.chat.types import Call, Mode, Problem, Reading
+from unbraid.data.lines import json_line, write_whole
 from unbraid.errors import CheckpointError, DataError
 from unbraid.tasks.task import Task
 
@@ -230,24 +231,6 @@ def read_tries(folder: str | Path) -> Iterator[Try]:
             raise DataError(f"{path}, line {number} is not a try: restore the file, or label into a new folder")
         if found is not None and isinstance(found[0], Try):
             yield found[0]
-
-
-def json_line(value: Any) -> bytes:
-    """One line of UTF-8 JSON; escapes are used only where a text has lone surrogates, which UTF-8 has not."""
-    try:
-        return json.dumps(value, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:
-        return json.dumps(value).encode() + b"\n"
-
-
-def write_whole(path: Path, lines: Iterable[bytes]) -> None:
-    """Write a file, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _claim(folder: Path, identity: Mapping[str, Any]) -> None:

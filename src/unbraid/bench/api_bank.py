@@ -45,12 +45,12 @@ _FORMATS = ("api-bank", "api-bank-toolrl")
 Same = Callable[[Call, Call], bool]
 
 
-def api_bank(source: str, split: str = "test", reward: RewardFunction | None = None, checker: str = "") -> Benchmark:
+def api_bank(source: str, reward: RewardFunction | None = None, checker: str = "", split: str = "test") -> Benchmark:
     """The benchmark from rows as published (`level-1-api.json`, `level-2-api.json`) or as ToolRL processed them.
 
     Args:
         source: a file, a folder, or a data set on the hub. split: of the latter.
-        reward: another checker than ours, and `checker`, what it is called (see `official`).
+        reward: another checker than ours (`official_reward`), and `checker`, what it is called.
 
     Raises:
         DataError: there is no row that expects a call.

@@ -120,9 +120,10 @@ def recipe_for(benchmark: Benchmark, recipe: Recipe) -> Recipe:
 def roll_for(benchmark: Benchmark, recipe: Recipe, policy: Policy, fleet: Fleet | None = None) -> Roll:
     """How the policy answers the benchmark's questions. recipe: as `recipe_for` gives it."""
     roll = roll_of(recipe, policy, benchmark.acts_in, fleet)
-    if isinstance(roll, SingleStep) and benchmark.reward:
-        return replace(roll, reward=benchmark.reward)
-    return roll
+    if benchmark.reward is None:
+        return roll
+    assert isinstance(roll, SingleStep)
+    return replace(roll, reward=benchmark.reward)
 
 
 def setting_of(benchmark: Benchmark, recipe: Recipe, policy: Policy, asking: Asking) -> Setting:

@@ -1,22 +1,23 @@
-"""Adapters over two processes: each has half of the samples, and one of them never sees an action token."""
+"""Adapters over two processes: each learns from half of the samples, and one of them sees no action token."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from policies import tiny_policy
+from ranked import on_ranks
 from test_isolation import spans_everywhere
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
+from unbraid import ranks
 from unbraid.errors import ModelError
+from unbraid.learn import reduce
 from unbraid.learn.config import LearnConfig
 from unbraid.learn.grpo import make_optimiser, update
 from unbraid.learn.reduce import sum_counts, sum_gradients
+from unbraid.learn.shares import share_out
 from unbraid.policy.routed_lora import route_adapters
 from unbraid.policy.routing import RoutingConfig
 from unbraid.rollout import Trajectory
@@ -42,31 +43,34 @@ def learn(policy: Any, found: list[Trajectory], groups: np.ndarray) -> dict[str,
     return {name: p.detach().clone() for name, p in policy.trainable()}
 
 
-def one_of_two(rank: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE="2")
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.set_num_threads(1)
+def one_of_two() -> dict[str, Tensor]:
     policy, found, groups = halves()
-    part = groups == rank
-    mine = learn(policy, [t for t, own in zip(found, part, strict=True) if own], groups[part])
-    torch.save(mine, Path(folder) / f"{rank}.pt")
+    lengths = np.array([len(t.ids) for t in found])
+    assert set(share_out([np.arange(8)], groups, lengths, 2).tolist()) == {0, 1}
+    learned = learn(policy, found, groups)
     alone = torch.nn.Parameter(torch.zeros(3))
     sum_gradients([alone])
-    assert alone.grad is None and sum_counts([1, rank]) == [2.0, 1.0]
+    assert alone.grad is None and sum_counts([1, ranks.rank()]) == [2.0, 1.0]
     bare = tiny_policy(adapter=True).model
     bare.base_model.model.lm_head.requires_grad_(True)
     bare.base_model.model.lm_head = DistributedDataParallel(bare.base_model.model.lm_head)
     assert policy.router
     with pytest.raises(ModelError, match="DistributedDataParallel wraps routed adapters"):
         route_adapters(bare, policy.router)
-    torch.distributed.destroy_process_group()
+    return learned
 
 
-def test_two_processes_make_the_step_of_one(tmp_path):
+def in_small_messages() -> dict[str, Tensor]:
+    """Most parameters do not fit into a message: each then has one of its own."""
+    reduce.BUCKET = 100
+    return one_of_two()
+
+
+@pytest.mark.parametrize("work", [one_of_two, in_small_messages])
+def test_two_processes_make_the_step_of_one(tmp_path, work):
     expected = learn(*halves())
-    spawn(one_of_two, (str(tmp_path),), nprocs=2)
-    for rank in (0, 1):
-        found = torch.load(tmp_path / f"{rank}.pt")
+    for found in on_ranks(work, 2, tmp_path):
+        assert isinstance(found, dict), found
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, atol=1e-12, rtol=0)
 

@@ -83,19 +83,25 @@ class RoutedModel(PeftModelForCausalLM):
         """All adapters stay active and trained, whichever is asked for: TRL's resuming names the first alone."""
         self.base_model.set_adapter(list(self.routing.router.adapters), inference_mode=inference_mode)
 
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         """As transformers', with layers recomputed in the routes that they were computed in.
 
         Raises:
             ModelError: `use_reentrant` is asked for, which keeps no contexts.
         """
-        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        options = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
         if options["use_reentrant"]:
-            raise ModelError("gradient_checkpointing_kwargs has use_reentrant: routed adapters need it False")
+            raise ModelError("use_reentrant: routed adapters take gradient checkpointing without it: set it False")
         options["context_fn"] = partial(checkpoint_contexts, self)
-        self.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs=options, **kwargs)
+        self.get_base_model().activation_checkpointing_enable(activation_checkpointing_kwargs=options, **kwargs)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """The older name."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
     def save_pretrained(self, save_directory: str, *args: Any, **kwargs: Any) -> None:
         """A folder of PEFT's for each adapter, and the routing: what unbraid, and vLLM with its plugin, serve."""

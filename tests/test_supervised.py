@@ -8,18 +8,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from policies import calls_tasks, tiny_policy
 from torch.nn import functional
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from unbraid.errors import ModelError
+from unbraid.learn.head import score_hidden
+from unbraid.learn.isolation import backward
 from unbraid.learn.schedule import epochs
 from unbraid.learn.supervised import (
     SupervisedExample,
     SupervisedTrainer,
     WarmupConfig,
     pack,
+    response_example,
     weighted_loss_sum,
+    weighted_losses,
 )
+from unbraid.policy.memory import HEAD_LOGITS
+from unbraid.policy.routing import RoutingConfig
 
 VOCABULARY = 40
 CONFIG = WarmupConfig(steps=6, batch_examples=8, learning_rate=3e-3, ramp_steps=2, micro_batch_tokens=64)
@@ -94,6 +101,59 @@ def test_packed_loss_and_gradients_equal_unpacked(lora, row_tokens, attention, t
     assert len(packed_gradients) == len(plain_gradients) > 0
     for a, b in zip(packed_gradients, plain_gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "routed", "strict"])
+def test_logits_made_a_few_at_a_time_give_the_same_loss_and_gradients(kind, monkeypatch):
+    monkeypatch.setattr("unbraid.learn.supervised.WORTH_CHUNKS", 0)
+    monkeypatch.setitem(HEAD_LOGITS, "cpu", 3 * VOCABULARY)  # three positions at a time
+    if kind in ("full", "lora"):
+        model, examples, router = tiny_model(kind == "lora"), some_examples(9), None
+    else:
+        routing = RoutingConfig(isolation="strict" if kind == "strict" else "positional")
+        policy = tiny_policy(dtype=torch.float64, layers=1, routing=routing)
+        model, router = policy.model.double(), policy.router
+        tasks = calls_tasks(4)
+        examples = [response_example(task, answer, policy.format, 2.0) for task in tasks for answer in task.answers]
+    model.train()
+    rows, found = pack(examples, router=router), []
+    assert router is None or len(rows.owners.unique()) > 2
+    for fast in (True, False):
+        nll, weights, owners = weighted_losses(model, rows, fast)
+        backward(model, (nll * weights).sum(), [nll], owners)
+        found.append(((nll * weights).sum(), len(nll), gradients(model)))
+    (loss, count, ours), (plain_loss, plain_count, plain) = found
+    assert count == int((rows.weights > 0).sum()) < plain_count  # and no logits where there is no weight
+    torch.testing.assert_close(loss, plain_loss, rtol=0, atol=1e-9)
+    assert len(ours) == len(plain) > 0
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
+
+
+def test_few_logits_are_made_at_once_and_a_head_that_is_something_else_is_found_out(monkeypatch):
+    taken = []
+    monkeypatch.setattr(
+        "unbraid.learn.supervised.score_hidden", lambda *given: taken.append(given) or score_hidden(*given)
+    )
+    model, rows = tiny_model(), pack(some_examples(9))
+    weighted_losses(model, rows)
+    assert not taken
+    monkeypatch.setattr("unbraid.learn.supervised.WORTH_CHUNKS", 0)
+    weighted_losses(model, rows, fast=False)
+    assert not taken
+    weighted_losses(model, rows)
+    assert len(taken) == 1
+    other, forward = tiny_model(), Qwen2ForCausalLM.forward
+
+    def bent(self, *args, **kwargs):
+        out = forward(self, *args, **kwargs)
+        out.logits = out.logits.tanh()
+        return out
+
+    monkeypatch.setattr(Qwen2ForCausalLM, "forward", bent)
+    with pytest.warns(UserWarning, match=r"learn.fast: with this model the head differs"):
+        weighted_losses(other, rows)
+    assert len(taken) == 1
 
 
 @settings(max_examples=40, deadline=None)

@@ -113,16 +113,26 @@ def score(
     """
     model, choice_ids = policy.model, policy.format.modes.choice_ids
     known = fast_of(model) if fast else Fast(None)
-    if known.head and _fails(model, known, batch, "head", temperature, choice_ids):
+    rows = (batch.ids, batch.attention, batch.routes)
+    if known.head and _fails(model, known, rows, "head", temperature, choice_ids):
         known.head = None
     forest = known.forest(batch) if known.head else None
-    if forest and _fails(model, known, batch, "forest", temperature, choice_ids):
+    if forest and _fails(model, known, rows, "forest", temperature, choice_ids):
         known.forests, forest = False, None
     if profile:
         profile.count(batch, forest, plain=fast and not known.head)
     if not known.head:
         return score_tokens(model, batch, temperature, choice_ids)
     return score_batch(model, known.head, batch, forest, temperature, choice_ids)
+
+
+def head_for(model: Any, ids: Tensor, routes: Tensor | None = None) -> Head | None:
+    """The head of a model, held against its own logits on a sequence like `ids` (T,); None for the plain way."""
+    known = fast_of(model)
+    whole = (ids[None], torch.ones_like(ids)[None], None if routes is None else routes[None])
+    if known.head and _fails(model, known, whole, "head", 1.0, (0, 1)):
+        known.head = None
+    return known.head
 
 
 def score_batch(
@@ -148,18 +158,22 @@ def score_batch(
 def _fails(
     model: Any,
     known: Fast,
-    batch: TokenBatch,
+    rows: tuple[Tensor, Tensor, Tensor | None],
     what: Literal["head", "forest"],
     temperature: float,
     choice_ids: tuple[int, int],
 ) -> bool:
-    """Whether the fast path gives something else than the plain one; asked once for each mode of the model."""
+    """Whether the fast path gives something else than the plain one; asked once for each mode of the model.
+
+    Args:
+        rows: ids, attention and routes of a batch.
+    """
     assert known.head
     asked = (what, model.training)
-    if asked in known.checked or batch.ids.shape[1] < 2:
+    if asked in known.checked or rows[0].shape[1] < 2:
         return False
     known.checked.add(asked)
-    head, few = known.head, _example(batch)
+    head, few = known.head, _example(*rows)
     forest = plant_batch(few) if what == "forest" else None
     plain = _probe(model, lambda: score_tokens(model, few, temperature, choice_ids))
     ours = _probe(model, lambda: score_batch(model, head, few, forest, temperature, choice_ids))
@@ -182,23 +196,23 @@ def plant_batch(batch: TokenBatch) -> Forest:
     return plant(batch.ids.cpu().numpy(), batch.attention.sum(1).tolist(), routes)
 
 
-def _example(batch: TokenBatch) -> TokenBatch:
-    """Two short sequences made of the batch's longest: they share a beginning and then part, and one is padded.
+def _example(ids: Tensor, attention: Tensor, routes: Tensor | None) -> TokenBatch:
+    """Two short sequences made of a batch's longest: they share a beginning and then part, and one is padded.
 
     What is sampled and what is a choice does not matter for what is compared.
     """
-    row = int(batch.attention.sum(1).argmax())
-    length = int(batch.attention[row].sum())
+    row = int(attention.sum(1).argmax())
+    length = int(attention[row].sum())
     shared = min(length // 2, 256)
     end = min(length, shared + 64)
-    places = torch.arange(end, device=batch.ids.device).repeat(2, 1)
+    places = torch.arange(end, device=ids.device).repeat(2, 1)
     places[1, shared:] = places[0, shared:].flip(0)
     lengths = torch.tensor([end, max(end - 7, min(end, shared + 1))], device=places.device)
     inside = torch.arange(end, device=places.device) < lengths[:, None]
     sampled = (inside & (torch.arange(end, device=places.device) >= shared))[:, 1:]
     nothing = torch.zeros((2, end - 1), device=places.device)
     return TokenBatch(
-        ids=batch.ids[row][places] * inside,
+        ids=ids[row][places] * inside,
         attention=inside.long(),
         sampled=sampled,
         roles=nothing.byte(),
@@ -210,7 +224,7 @@ def _example(batch: TokenBatch) -> TokenBatch:
         choice=sampled & (torch.arange(end - 1, device=places.device) < shared + 2),
         tokens=nothing[:, 0],
         think_share=nothing[:, 0],
-        routes=None if batch.routes is None else batch.routes[row][places],
+        routes=None if routes is None else routes[row][places],
     )
 
 

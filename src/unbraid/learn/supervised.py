@@ -21,9 +21,12 @@ from unbraid import ranks
 from unbraid.chat.format import ChatFormat
 from unbraid.chat.types import Answer, Mode
 from unbraid.errors import ChatError, ModelError
+from unbraid.learn.fast import head_for
+from unbraid.learn.head import Head, score_hidden
 from unbraid.learn.isolation import backward
 from unbraid.learn.reduce import sum_counts, sum_gradients
 from unbraid.learn.schedule import Decay, rate_at
+from unbraid.policy.memory import HEAD_LOGITS
 from unbraid.policy.routed_lora import Binding, Routes, routed
 from unbraid.tasks.task import Task
 from unbraid.tokens import NONE
@@ -149,6 +152,9 @@ def _pick(task: Task, labels: str) -> Answer | None:
     return next(iter([*preferred, *task.answers]), None)
 
 
+WORTH_CHUNKS = 4
+"""Choice: logits that fill fewer chunks of `learn.head` are made at once and kept, as memory is not what they cost."""
+
 Batches = Callable[[int], Sequence[SupervisedExample]]
 """The batch of a step. A pure function of the step, so that a resumed run sees what the unbroken one saw."""
 
@@ -232,12 +238,38 @@ def pack(
     return PackedRows(*(torch.from_numpy(a) for a in (ids, positions, segments, weights, routes, owners)))
 
 
-def weighted_losses(model: nn.Module, rows: PackedRows) -> tuple[Tensor, Tensor, Tensor]:
-    """Negative log-likelihood in nats, its weight, and its owner, (B · C,) each, of the columns of `target_logits`."""
-    logits, columns = target_logits(model, rows)
-    targets, weights, owners = (x[:, 1:][:, columns].flatten() for x in (rows.ids, rows.weights, rows.owners))
-    nll = functional.cross_entropy(logits.flatten(0, 1), targets.to(logits.device), reduction="none")
+def weighted_losses(model: nn.Module, rows: PackedRows, fast: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """Negative log-likelihood in nats, its weight, and its owner, (N,) each, of targets: all that have a weight.
+
+    Args:
+        fast: make logits a few at a time where they are many, if the model's head can be taken apart (`learn.fast`).
+    """
+    columns = rows.weights[:, 1:].ne(0).any(0)
+    if head := _head_worth_it(model, rows, int(columns.sum())) if fast else None:
+        where = rows.weights[:, 1:].ne(0)
+        with routed(model, rows.routes[:, :-1]):
+            hidden = head.backbone(**_inputs(model, rows), use_cache=False).last_hidden_state
+        targets = rows.ids[:, 1:][where].to(hidden.device)
+        nll = -score_hidden(head, hidden[where.to(hidden.device)], targets, 1.0)[0]
+    else:
+        where = columns.expand(len(rows.ids), -1)
+        logits, _ = target_logits(model, rows)
+        targets = rows.ids[:, 1:][where].to(logits.device)
+        nll = functional.cross_entropy(logits.flatten(0, 1), targets, reduction="none")
+    weights, owners = (x[:, 1:][where] for x in (rows.weights, rows.owners))
     return nll, weights.to(nll), owners.to(nll.device)
+
+
+def _head_worth_it(model: nn.Module, rows: PackedRows, columns: int) -> Head | None:
+    """The model's head where its logits would not fit into a few chunks; else making them twice only takes time."""
+    device: torch.device = model.get_input_embeddings().weight.device  # pyright: ignore[reportCallIssue]
+    vocabulary = model.config.get_text_config().vocab_size
+    most = WORTH_CHUNKS * HEAD_LOGITS.get(device.type, HEAD_LOGITS["cuda"])
+    if len(rows.ids) * columns * vocabulary <= most:
+        return None
+    first = int((rows.segments[0] == rows.segments[0, 0]).sum())
+    routes = rows.routes[0, :first] if (rows.routes != NONE).any() else None
+    return head_for(model, rows.ids[0, :first].to(device), routes)
 
 
 def target_logits(model: nn.Module, rows: PackedRows) -> tuple[Tensor, Tensor]:
@@ -245,26 +277,30 @@ def target_logits(model: nn.Module, rows: PackedRows) -> tuple[Tensor, Tensor]:
 
     Columns count targets: column c is predicted from position c and stands at position c + 1.
     """
-    embedding = model.get_input_embeddings().weight  # pyright: ignore[reportCallIssue]
-    device, dtype = embedding.device, embedding.dtype
-    # Additive, not boolean: eager attention adds whatever mask it is given.
-    mask = torch.zeros(rows.mask.shape, dtype=dtype).masked_fill(~rows.mask, torch.finfo(dtype).min)
     columns = rows.weights[:, 1:].ne(0).any(0).nonzero().squeeze(-1)
     with routed(model, rows.routes[:, :-1]):
-        logits = model(
-            input_ids=rows.ids[:, :-1].to(device),
-            position_ids=rows.positions[:, :-1].to(device),
-            attention_mask=mask[:, :, :-1, :-1].to(device),
-            logits_to_keep=columns.to(device),
-            use_cache=False,
-        ).logits
+        inputs = _inputs(model, rows)
+        logits = model(**inputs, logits_to_keep=columns.to(inputs["input_ids"].device), use_cache=False).logits
     # Softmax in at least float32: half-precision models round log-likelihoods too coarsely.
     return logits.float() if logits.dtype.itemsize < 4 else logits, columns
 
 
-def weighted_loss_sum(model: nn.Module, rows: PackedRows) -> Tensor:
-    """Sum over all tokens of weight * negative log-likelihood, in nats."""
-    nll, weights, _ = weighted_losses(model, rows)
+def _inputs(model: nn.Module, rows: PackedRows) -> dict[str, Tensor]:
+    """What the model is given of packed rows: all but the last token, at their positions, each example by itself."""
+    embedding = model.get_input_embeddings().weight  # pyright: ignore[reportCallIssue]
+    device, dtype = embedding.device, embedding.dtype
+    # Additive, not boolean: eager attention adds whatever mask it is given.
+    mask = torch.zeros(rows.mask.shape, dtype=dtype).masked_fill(~rows.mask, torch.finfo(dtype).min)
+    return {
+        "input_ids": rows.ids[:, :-1].to(device),
+        "position_ids": rows.positions[:, :-1].to(device),
+        "attention_mask": mask[:, :, :-1, :-1].to(device),
+    }
+
+
+def weighted_loss_sum(model: nn.Module, rows: PackedRows, fast: bool = True) -> Tensor:
+    """Sum over all tokens of weight * negative log-likelihood, in nats; `fast` as for `weighted_losses`."""
+    nll, weights, _ = weighted_losses(model, rows, fast)
     return (nll * weights).sum()
 
 
@@ -277,20 +313,26 @@ class SupervisedTrainer:
         batches: the examples of each step.
         beside: called with the number of each step, adds gradients of its own to those of the likelihood and returns
             the loss that they are of.
+        fast: as for `weighted_losses`.
 
     Raises:
         ModelError: if the model's attention takes no explicit mask; examples in one row would see each other.
     """
 
     def __init__(
-        self, model: nn.Module, config: WarmupConfig, batches: Batches, beside: Callable[[int], float] | None = None
+        self,
+        model: nn.Module,
+        config: WarmupConfig,
+        batches: Batches,
+        beside: Callable[[int], float] | None = None,
+        fast: bool = True,
     ):
         attention = str(getattr(model.config, "_attn_implementation", "sdpa"))
         if attention not in ("sdpa", "eager"):
             raise ModelError(
                 f"model.attention '{attention}' cannot keep packed examples apart: use sdpa for the warm-up"
             )
-        self.model, self.config, self.batches, self.beside = model, config, batches, beside
+        self.model, self.config, self.batches, self.beside, self.fast = model, config, batches, beside, fast
         self.step = 0
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -309,7 +351,7 @@ class SupervisedTrainer:
         loss = 0.0
         for part in rows.share(ranks.rank(), ranks.world()).split(self.config.micro_batch_tokens):
             if part.weights.any():
-                nll, weights, owners = weighted_losses(self.model, part)
+                nll, weights, owners = weighted_losses(self.model, part, self.fast)
                 part_loss = (nll * weights).sum() / total
                 backward(self.model, part_loss, [nll], owners)
                 loss += part_loss.item()

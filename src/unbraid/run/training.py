@@ -146,9 +146,8 @@ def warm_up(recipe: Recipe, policy: Policy, tasks: Sequence[Task], run_dir: Path
         reasons = "; ".join(f"{n} x {reason}" for reason, n in left_out.most_common(3))
         source = recipe.tasks.warmup or recipe.tasks.train
         raise DataError(f"{source}: nothing to warm up on ({reasons}): give answers, or set warmup: null")
-    trainer = SupervisedTrainer(
-        policy.model, recipe.warmup, epochs(examples, recipe.warmup.batch_examples, recipe.seed)
-    )
+    batches = epochs(examples, recipe.warmup.batch_examples, recipe.seed)
+    trainer = SupervisedTrainer(policy.model, recipe.warmup, batches, fast=recipe.learn.fast)
     if ranks.first(unfinished.exists):
         ranks.agree(lambda: trainer.load_state_dict(torch.load(unfinished, weights_only=True)))
 

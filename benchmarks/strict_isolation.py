@@ -86,7 +86,8 @@ def run(cell: Cell) -> dict[str, object]:
     if cell.learner is Learner.SUPERVISED:
         supervise(cell, policy, lambda step, _: moves.on_step(step))
     else:
-        reinforce(cell, policy, recipe_of(cell), lambda step, _: moves.on_step(step))
+        tasks = tasks_of(cell.base, cell.rho, Split.TRAIN)
+        reinforce(policy, recipe, tasks, on_step=lambda step, _: moves.on_step(step))
     found = moves.forcing.measure(policy)
     return {
         "method": cell.method,

@@ -14,7 +14,17 @@ from unbraid.interference.diagnosis import Targets, diagnose, judge_targets, sen
 from unbraid.interference.geometry import Angle
 from unbraid.interference.sharing import TWO_AGENTS, UNIFIED, WIDE, Ruling, Start
 from unbraid.lab.interference.cells import Cell, Result, Sharing, Tuning, keep, read_result
-from unbraid.lab.interference.run import ARMS, ENDS, RATES, Validation, as_json, best_rates, diagnose_dose, last_line
+from unbraid.lab.interference.run import (
+    ARMS,
+    ENDS,
+    RATES,
+    TIGHT,
+    Validation,
+    as_json,
+    best_rates,
+    diagnose_dose,
+    last_line,
+)
 from unbraid.learn.importance import sequence_logprobs
 from unbraid.policy import load_policy
 from unbraid.recipe import load_recipe
@@ -123,7 +133,7 @@ def test_cells_come_back_and_make_verdicts(tmp_path, geometry_of):
     for rho, joint in ((1.0, 0.9), (0.5, 0.6), (0.0, 0.2)):
         results = {}
         for base in range(4):
-            cell = Cell(Sharing.TIGHT, base, rho, {"unified": 0.01})
+            cell = Cell(TIGHT, base, rho, {"unified": 0.01})
             rates = {m: rng.uniform(0.85, 0.9, size=20).tolist() for m in MODELS}
             rates[UNIFIED] = rates[WIDE] = (joint * rng.uniform(0.97, 1.0, size=20)).tolist()
             result = Result(rates, geometry_of(2 * rho - 1, base), {"training": 1.0, "success": 1.0, "geometry": 1.0})
@@ -131,8 +141,8 @@ def test_cells_come_back_and_make_verdicts(tmp_path, geometry_of):
             read = read_result(tmp_path, cell)
             assert read == result
             results[cell] = read
-        assert read_result(tmp_path, Cell(Sharing.TIGHT, 0, rho, {"unified": 0.02})) is None
-        found.diagnoses[Sharing.TIGHT, rho] = diagnose_dose(results)
+        assert read_result(tmp_path, Cell(TIGHT, 0, rho, {"unified": 0.02})) is None
+        found.diagnoses[TIGHT, rho] = diagnose_dose(results)
     line = last_line(found)
     assert line["aligned"]["verdict"] == "not shown"
     assert line["aligned"]["targets"] == "aligned"

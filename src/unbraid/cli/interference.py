@@ -55,14 +55,19 @@ def lab_interference(
     out: Annotated[Path, typer.Option(help="Folder of cells and page; what is there is taken.")] = Path(
         "runs/interference"
     ),
-    bases: Annotated[int, typer.Option(help="Base models of the conflict world, built first (half a minute).")] = 6,
-    rank: Annotated[int, typer.Option(help="Of adapters; the wide one has twice as much.")] = 4,
+    bases: Annotated[int, typer.Option(help="Base models of either world, built first.")] = 6,
+    rank: Annotated[int, typer.Option(help="Of the conflict world's adapters; the wide one has twice as much.")] = 4,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="tight, loose, tight-held, tight-grpo or search: run only that. Default: all."),
+    ] = None,
     jobs: Annotated[int, typer.Option(help="Processes at a time; 0 = one per core.")] = 1,
     budget: Annotated[float | None, typer.Option(help="Minutes to spend now; 0 = only the page.")] = None,
     tables: Annotated[Path | None, typer.Option("--json", help="Also write all tables here.")] = None,
 ) -> None:
-    """The measures of interference where the answer is known: aligned and conflicting skills. The last line is JSON."""
+    """The measures of interference where the answer is known, and in the search world. The last line is JSON."""
     from unbraid.lab.interference.__main__ import main
 
-    more = [f"--budget={budget}"] * (budget is not None) + [f"--json={tables}"] * (tables is not None)
+    more = [f"--part={name}" for name in part or ()]
+    more += [f"--budget={budget}"] * (budget is not None) + [f"--json={tables}"] * (tables is not None)
     raise typer.Exit(main([f"--out={out}", f"--bases={bases}", f"--rank={rank}", f"--jobs={jobs}", *more]))

@@ -1,7 +1,7 @@
 """Running a cell of the conflict world: supervised or by GRPO, with exact success all along the way."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from unbraid.policy.control_routers import ControlRouter
 from unbraid.policy.two_agents import TwoAgents
 from unbraid.prepare import roll_of
 from unbraid.recipe import Recipe
+from unbraid.tasks.task import Task
 from unbraid.tokens import Router
 
 SUPERVISED_EVERY, GRPO_EVERY = 20, 5
@@ -86,14 +87,13 @@ def _reinforced(cell: Cell, policy: Policy, recipe: Recipe, point: Callable[[int
             {name: metrics[name] for name in ("reward", "none_rate", "truncated_rate", "entropy") if name in metrics}
         )
 
-    reinforce(cell, policy, recipe, on_step, validate=lambda done: (point(done), {}), validate_every=GRPO_EVERY)
+    tasks = tasks_of(cell.base, cell.rho, Split.TRAIN)
+    reinforce(policy, recipe, tasks, on_step=on_step, validate=lambda done: (point(done), {}), validate_every=GRPO_EVERY)
     return last
 
 
-def reinforce(
-    cell: Cell, policy: Policy, recipe: Recipe, on_step: Callable[[int, dict[str, float]], None], **further: Any
-) -> None:
-    """GRPO as the cell says, in place; nothing stays on disk.
+def reinforce(policy: Policy, recipe: Recipe, tasks: Sequence[Task], **further: Any) -> None:
+    """GRPO as the recipe says, in place; nothing stays on disk.
 
     Args:
         further: fields of `Training`.
@@ -102,14 +102,13 @@ def reinforce(
         Training(
             policy=policy,
             roll=roll_of(recipe, policy),
-            tasks=tasks_of(cell.base, cell.rho, Split.TRAIN),
+            tasks=tasks,
             rollout=recipe.rollout,
             learn=recipe.learn,
             constraints=[],
             store=CheckpointStore(Path(scratch) / "checkpoints", CheckpointConfig(every=10**6, keep=1), ""),
             run_dir=Path(scratch),
-            seed=cell.seed,
-            on_step=on_step,
+            seed=recipe.seed,
             keep_rollouts=False,
             **further,
         ).run()

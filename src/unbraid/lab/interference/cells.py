@@ -3,6 +3,7 @@
     OUT/cells/NAME-FINGERPRINT.json
 
 A cell is there whole or not at all; the fingerprint is of everything that decides it. Success is computed, not sampled.
+Models learn from right episodes (supervised) or from rewards alone (GRPO).
 """
 
 import json
@@ -23,17 +24,19 @@ from unbraid.interference.attribution import COMPOSED
 from unbraid.interference.diagnosis import COMPOSED_ROUTED
 from unbraid.interference.geometry import Geometry, geometry, role_gradients
 from unbraid.interference.sharing import TWO_AGENTS, UNIFIED, WIDE
-from unbraid.interference.variants import only_role, route_together, take_turns
+from unbraid.interference.variants import OffRole, only_role, route_together, take_turns
 from unbraid.lab import conflict_base
 from unbraid.lab.calls_world import Split
 from unbraid.lab.conflict_base import conflict_example
 from unbraid.lab.conflict_measure import Forcing
 from unbraid.lab.conflict_world import CONFLICT_WORLD_VERSION, Question, tasks_of
+from unbraid.lab.dart.conflict import reinforce
+from unbraid.lab.dart.methods import Learner
 from unbraid.learn.importance import sequence_logprobs
 from unbraid.learn.schedule import epochs
-from unbraid.learn.supervised import SupervisedTrainer, WarmupConfig
+from unbraid.learn.supervised import Batches, SupervisedTrainer, WarmupConfig
 from unbraid.policy import Policy, load_policy
-from unbraid.recipe import load_recipe
+from unbraid.recipe import Recipe, load_recipe
 from unbraid.tokens import Role
 
 
@@ -49,6 +52,33 @@ TARGETS = {
     Sharing.LOOSE: "all-linear",
 }
 """TIGHT: the first layer's MLP, which sees little of where in an episode it is. LOOSE: everywhere."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """What is run at several doses.
+
+    off_role_kl: weight of the KL to the start on the tokens that a single-role model is not taught (`OffRole`); the
+        models that learn both roles have no such tokens, and are those of the series without it.
+    """
+
+    sharing: Sharing
+    learner: Learner = Learner.SUPERVISED
+    off_role_kl: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """Of tables and options: tight, loose, tight-grpo, tight-held."""
+        held = "-held" * (self.off_role_kl > 0)
+        return f"{self.sharing}{'-grpo' * (self.learner is Learner.GRPO)}{held}"
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        held = ", other role held" * (self.off_role_kl > 0)
+        return f"{self.sharing} sharing{', GRPO' * (self.learner is Learner.GRPO)}{held}"
+
+
 TUNING_BASE = 0
 """The base on whose dev set learning rates are chosen; no result is from it."""
 RANK = 4
@@ -57,6 +87,10 @@ tight for the wide one too; with rank 8 some bases find room in it for both form
 STEPS, EXAMPLES = 200, 16
 """Choice: as long as two agents need. With three times the examples some bases learn both skills in tight sharing too:
 what sharing costs, it costs at a budget."""
+GRPO_STEPS, GRPO_RATE = 60, 1e-2
+"""Of the shipped recipe, shortened. Choice: one rate for every arm, as in `lab.dart`: a grid takes too long."""
+OFF_ROLE_KL = 1.0
+"""Choice: the mean divergence on the other role's tokens weighs as much as the mean loss on one's own."""
 PARTS = 4
 ARMS = (UNIFIED, WIDE, TWO_AGENTS)
 """What has a learning rate of its own; single-role models have that of the two agents, whose halves they are."""
@@ -69,7 +103,7 @@ LEAST = 1e-12
 class Cell:
     """What is run. rates: arm → learning rate."""
 
-    sharing: Sharing
+    series: Series
     base: int
     rho: float
     rates: Mapping[str, float] = field(hash=False)
@@ -77,13 +111,28 @@ class Cell:
     seed: int = 0
 
     @property
+    def sharing(self) -> Sharing:
+        return self.series.sharing
+
+    @property
     def name(self) -> str:
-        return f"{self.sharing}-rank-{self.rank}-base-{self.base}-rho-{self.rho:g}-seed-{self.seed}"
+        return f"{self.series.name}-rank-{self.rank}-base-{self.base}-rho-{self.rho:g}-seed-{self.seed}"
 
     @property
     def key(self) -> str:
         """The cell's name with what else decides its result."""
-        return f"{self.name}-{fingerprint(dict(self.rates))}"
+        more: dict[str, Any] = dict(self.rates)
+        if self.series.learner is Learner.GRPO:
+            kept = reward_recipe(self, 1.0).model_dump(mode="json", include={"rollout", "learn"}, exclude_defaults=True)
+            more |= {"recipe": kept}
+        if self.series.off_role_kl:
+            more |= {"off_role_kl": self.series.off_role_kl}
+        return f"{self.name}-{fingerprint(more)}"
+
+    @property
+    def unheld(self) -> "Cell":
+        """The cell that has the models which learn both roles."""
+        return replace(self, series=replace(self.series, off_role_kl=0.0))
 
 
 @dataclass(frozen=True)
@@ -146,15 +195,46 @@ def load(cell: Cell | Tuning, times: int = 1, two_agents: bool = False, routed: 
 
 
 def learn(policy: Policy, cell: Cell | Tuning, rate: float, role: Role | None = None) -> Policy:
-    """Supervised training in place, on both roles' tokens or on one role's; returns the policy."""
-    base, seed = (TUNING_BASE, 0) if isinstance(cell, Tuning) else (cell.base, cell.seed)
-    vocabulary = policy.tokenizer.get_vocab()
-    examples = [conflict_example(Question.of(t), vocabulary) for t in tasks_of(base, cell.rho, Split.TRAIN)]
-    if role is not None:
-        examples = [only_role(example, policy.format.automaton, role) for example in examples]
-    config = WarmupConfig(steps=STEPS, batch_examples=EXAMPLES, learning_rate=rate, ramp_steps=5, decay="cosine")
-    SupervisedTrainer(policy.model, config, epochs(examples, EXAMPLES, seed)).run()
+    """Training in place, on both roles' tokens or on one role's; returns the policy."""
+    if isinstance(cell, Cell) and cell.series.learner is Learner.GRPO:
+        tasks = tasks_of(cell.base, cell.rho, Split.TRAIN)
+        reinforce(policy, reward_recipe(cell, rate, role), tasks)
+    else:
+        _imitate(policy, cell, rate, role)
     return policy
+
+
+def reward_recipe(cell: Cell, rate: float, role: Role | None = None) -> Recipe:
+    """How a GRPO cell learns."""
+    return load_recipe(
+        ["conflict-world"],
+        [
+            f"seed={cell.seed}",
+            f"learn.learning_rate={rate}",
+            f"learn.steps={GRPO_STEPS}",
+            f"learn.roles={role.name.lower() if role is not None else 'both'}",
+            f"learn.off_role_kl={cell.series.off_role_kl}",
+            "learn.interference_every=0",
+        ],
+    )
+
+
+def _imitate(policy: Policy, cell: Cell | Tuning, rate: float, role: Role | None) -> None:
+    """Supervised training on right episodes."""
+    base, seed = (TUNING_BASE, 0) if isinstance(cell, Tuning) else (cell.base, cell.seed)
+    vocabulary, automaton = policy.tokenizer.get_vocab(), policy.format.automaton
+    examples = [conflict_example(Question.of(t), vocabulary) for t in tasks_of(base, cell.rho, Split.TRAIN)]
+
+    def batches(of: Role | None) -> Batches:
+        own = examples if of is None else [only_role(example, automaton, of) for example in examples]
+        return epochs(own, EXAMPLES, seed)
+
+    hold = None
+    if isinstance(cell, Cell) and cell.series.off_role_kl and role is not None:
+        other = Role.ACTION if role is Role.REASONING else Role.REASONING
+        hold = OffRole(policy, batches(other), cell.series.off_role_kl)
+    config = WarmupConfig(steps=STEPS, batch_examples=EXAMPLES, learning_rate=rate, ramp_steps=5, decay="cosine")
+    SupervisedTrainer(policy.model, config, batches(role), hold).run()
 
 
 def rates_of(policy: Policy, forcing: Forcing) -> list[float]:
@@ -174,28 +254,17 @@ def run_tuning(tuning: Tuning, out: Path, tell: Callable[..., None]) -> float:
 
 
 def run_cell(cell: Cell, out: Path, tell: Callable[..., None]) -> float:
-    """Train and measure everything; returns seconds."""
+    """Train and measure everything; returns seconds. Where one role is held, the other models must be there."""
     began = time.perf_counter()
-    base = load(cell, times=0)
-    forcing = Forcing(base, tasks_of(cell.base, cell.rho, Split.TEST))
-    joint, wide, apart = (cell.rates[arm] for arm in ARMS)
-    reasoning, tool = (learn(load(cell), cell, apart, role) for role in (Role.REASONING, Role.ACTION))
-    models = {
-        "base": base,
-        "reasoning": reasoning,
-        "tool": tool,
-        UNIFIED: learn(load(cell), cell, joint),
-        "hybrid_tool": take_turns(base, tool),
-        "hybrid_reasoning": take_turns(reasoning, base),
-        COMPOSED: take_turns(reasoning, tool),
-        COMPOSED_ROUTED: route_together(load(cell, routed=True), {"reasoning": reasoning, "action": tool}),
-        TWO_AGENTS: learn(load(cell, two_agents=True), cell, apart),
-        WIDE: learn(load(cell, times=2), cell, wide),
-    }
+    models = single_role_models(cell)
+    known = read_result(out, cell.unheld) if cell.series.off_role_kl else None
+    if known is None:
+        models |= joint_models(cell)
     trained = time.perf_counter()
-    rates = {name: rates_of(policy, forcing) for name, policy in models.items()}
+    forcing = Forcing(models["base"], tasks_of(cell.base, cell.rho, Split.TEST))
+    rates = (known.rates if known else {}) | {name: rates_of(policy, forcing) for name, policy in models.items()}
     measured = time.perf_counter()
-    found = start_geometry(cell)
+    found = known.geometry if known else start_geometry(cell)
     seconds = {
         "training": trained - began,
         "success": measured - trained,
@@ -205,13 +274,43 @@ def run_cell(cell: Cell, out: Path, tell: Callable[..., None]) -> float:
     return time.perf_counter() - began
 
 
+def single_role_models(cell: Cell) -> dict[str, Policy]:
+    """The base, the two models that each learn one role, and what is put together from them."""
+    base, rate = load(cell, times=0), cell.rates[TWO_AGENTS]
+    reasoning, tool = (learn(load(cell), cell, rate, role) for role in (Role.REASONING, Role.ACTION))
+    return {
+        "base": base,
+        "reasoning": reasoning,
+        "tool": tool,
+        "hybrid_tool": take_turns(base, tool),
+        "hybrid_reasoning": take_turns(reasoning, base),
+        COMPOSED: take_turns(reasoning, tool),
+        COMPOSED_ROUTED: route_together(load(cell, routed=True), {"reasoning": reasoning, "action": tool}),
+    }
+
+
+def joint_models(cell: Cell) -> dict[str, Policy]:
+    """The models that learn both roles: one, one with twice the rank, two agents."""
+    joint, wide, apart = (cell.rates[arm] for arm in ARMS)
+    return {
+        UNIFIED: learn(load(cell), cell, joint),
+        TWO_AGENTS: learn(load(cell, two_agents=True), cell, apart),
+        WIDE: learn(load(cell, times=2), cell, wide),
+    }
+
+
 def start_geometry(cell: Cell) -> Geometry:
-    """Gradients of the log-probability of right training episodes, before anything is learned."""
+    """Gradients of the log-probability of right training episodes, before anything is learned.
+
+    For GRPO each times that probability: the gradient of the expected reward, computed instead of sampled.
+    """
     policy = load(cell)
     tasks = tasks_of(cell.base, cell.rho, Split.TRAIN)
-    episodes = [replace(e, task_id=t.id) for e, t in zip(Forcing(policy, tasks).right, tasks, strict=True)]
+    forcing = Forcing(policy, tasks)
+    episodes = [replace(e, task_id=t.id) for e, t in zip(forcing.right, tasks, strict=True)]
+    weights = rates_of(policy, forcing) if cell.series.learner is Learner.GRPO else np.ones(len(tasks))
     strata = [str(task.extra["field"]) for task in tasks]
-    return geometry(role_gradients(policy, episodes, np.ones(len(tasks)), strata=strata, parts=PARTS, micro_batch=64))
+    return geometry(role_gradients(policy, episodes, weights, strata=strata, parts=PARTS, micro_batch=64))
 
 
 def keep(out: Path, key: str, found: Any) -> None:

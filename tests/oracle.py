@@ -25,6 +25,10 @@ Script = Callable[[Task, int], Answer | str]
 """(task, number of the response) → what is said: an answer, or text that a model might write instead."""
 
 
+_SHOWN: dict[str, list[int]] = {}
+"""Prompts that were rendered: that costs more than all the rest, and several tests ask the same."""
+
+
 def says(content: str, thinks: bool = False) -> Answer:
     """An answer in words."""
     return Answer(Mode.THINK, "Let me see.", (), content) if thinks else Answer(Mode.NO_THINK, content=content)
@@ -35,11 +39,15 @@ def calls(*made: Call, thinks: bool = False) -> Answer:
     return Answer(Mode.THINK, "Let me see.", made) if thinks else Answer(Mode.NO_THINK, calls=made)
 
 
+class StoppedError(Exception):
+    """The run is stopped in the middle of a batch."""
+
+
 @dataclass
 class Oracle:
     """A run's recipe, policy and roll, with a script in place of a model.
 
-    asked: ids of the tasks that were asked, in order. stop_after: raise KeyboardInterrupt with this many asked.
+    asked: ids of the tasks that were asked, in order. stop_after: raise StoppedError with this many asked.
     """
 
     script: Script
@@ -49,6 +57,15 @@ class Oracle:
 
     def __post_init__(self) -> None:
         self.format = ChatFormat.build(tiny_tokenizer(tags=SEARCH_TAGS), ChatConfig(call_format=self.call_format))
+        render = self.format.prompt_ids
+
+        def prompt_ids(messages: Any, tools: Any = ()) -> list[int]:
+            key = repr((self.call_format, messages, tools))
+            if key not in _SHOWN:
+                _SHOWN[key] = render(messages, tools)
+            return _SHOWN[key]
+
+        self.format.prompt_ids = prompt_ids
         self.recipe = Recipe(
             name="oracle",
             model=ModelConfig(path="none"),
@@ -83,7 +100,7 @@ class Oracle:
             async def begin(ids: Sequence[int]) -> _Context:
                 task = prompts[tuple(ids)][0]
                 if self.stop_after is not None and len(self.asked) >= self.stop_after:
-                    raise KeyboardInterrupt
+                    raise StoppedError
                 self.asked.append(task.id)
                 return _Context(self, task, list(ids))
 
@@ -110,10 +127,7 @@ class _Context:
     async def respond(self, key: np.uint64, mode: Mode, max_new_tokens: int) -> Drawn:
         format, said = self.oracle.format, self.oracle.script(self.task, self.turn)
         self.turn += 1
-        if isinstance(said, str):
-            ids = [*format.encode(said), format.stop_ids[0]]
-        else:
-            ids = format.response_ids(said)
+        ids = [*format.encode(said), format.stop_ids[0]] if isinstance(said, str) else format.response_ids(said)
         self.ids += ids
         none = np.zeros(len(ids), dtype=np.float32)
         prefix = len(format.prefix_ids(mode))

@@ -118,7 +118,7 @@ def _task(row: Mapping[str, Any], category: str, prompts: Mapping[str, str]) -> 
         facts = [m["content"] for m in messages if m["role"] == "system"]
         rest = [m for m in messages if m["role"] != "system"]
         messages = [{"role": "system", "content": "\n\n".join([*facts, SPECIAL])}, *rest]
-    extra = {"eval_only": True, "category": category, "row": json.dumps(row, sort_keys=True, ensure_ascii=False)}
+    extra = {"eval_only": True, "category": category, "row": json.dumps(row, ensure_ascii=False)}
     return Task(task.id, tuple(messages), tools, task.expected, (), category, "acebench", extra)
 
 

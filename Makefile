@@ -13,13 +13,15 @@ BIN := .venv/bin
 STAMP := .venv/.setup
 VLLM_PYTHON := .venv-vllm/bin/python
 VLLM_STAMP := .venv-vllm/.setup
+BFCL_PYTHON := .venv-bfcl/bin/python
+BFCL_STAMP := .venv-bfcl/.setup
 
 # True where a usable torch is there already. One that you name with TORCH=... comes before one that is found.
 HAS_TORCH := -c 'import torch; raise SystemExit(not (2, 11) <= tuple(map(int, torch.__version__.split(".")[:2])) <= (2, 13))' 2>/dev/null
 NAMED_TORCH := $(filter-out file,$(origin TORCH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm quickstart test test-slow test-vllm bench-vllm lint format clean
+.PHONY: help setup setup-vllm setup-bfcl quickstart test test-slow test-vllm bench-vllm lint format clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -28,14 +30,16 @@ setup: $(STAMP) ## make .venv with everything in it; TORCH="..." picks the torch
 
 setup-vllm: $(VLLM_STAMP) ## make .venv-vllm with vLLM for CPUs; VLLM="vllm==0.32.0" takes the build for CUDA
 
+setup-bfcl: $(BFCL_STAMP) ## make .venv-bfcl with BFCL's official harness; PYTHON=... must be 3.11 or 3.12
+
 quickstart: setup ## the whole loop on a laptop: train three ways, compare, write report.html
 	$(BIN)/unbraid quickstart
 
 test: lint ## format, lint, types and all tests but the slow ones
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-slow: setup ## the slow tests only
-	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal
+test-slow: setup setup-bfcl ## the slow tests only
+	UNBRAID_BFCL_PYTHON=$(abspath $(BFCL_PYTHON)) $(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 
 test-vllm: setup setup-vllm ## the tests that need a vLLM server only
 	UNBRAID_VLLM_PYTHON=$(abspath $(VLLM_PYTHON)) $(BIN)/python -m pytest -m vllm
@@ -52,12 +56,12 @@ format: setup ## put the code in order
 	$(BIN)/python -m ruff format .
 	$(BIN)/python -m ruff check --fix .
 
-clean: ## remove .venv, .venv-vllm, caches and build products (not your runs)
-	rm -rf .venv .venv-vllm build dist .pytest_cache .ruff_cache .hypothesis
+clean: ## remove .venv, .venv-vllm, .venv-bfcl, caches and build products (not your runs)
+	rm -rf .venv .venv-vllm .venv-bfcl build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # A torch that the interpreter has is used in place. Where python3-venv is missing, pip alone is enough.
-.venv/bin/pip .venv-vllm/bin/pip:
+.venv/bin/pip .venv-vllm/bin/pip .venv-bfcl/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "unbraid needs Python 3.11 or newer and $(PYTHON) is not that: make setup PYTHON=/path/to/python3.12"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(PYTHON) -m pip --version >/dev/null 2>&1 \
@@ -98,3 +102,10 @@ endif
 ifneq ($(filter-out file,$(origin VLLM)),)
 .PHONY: $(VLLM_STAMP)
 endif
+
+# The list is complete, so nothing is asked of dependencies.
+$(BFCL_STAMP): constraints-bfcl.txt | .venv-bfcl/bin/pip
+	@$(BFCL_PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 13))' \
+	  || { echo "BFCL's pins need Python 3.11 or 3.12: rm -rf .venv-bfcl && make setup-bfcl PYTHON=python3.12"; exit 1; }
+	$(BFCL_PYTHON) -m pip install --no-deps -r constraints-bfcl.txt
+	@touch $@

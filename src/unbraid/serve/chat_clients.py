@@ -111,12 +111,14 @@ class HttpClient:
         if not ended:
             raise ServerError(f"{self.url}: the answer broke off")
 
-    def _first_model(self) -> str:
+    def models(self) -> list[dict[str, Any]]:
+        """What the server says of its models."""
         with self._open("/models") as response:
-            found = self._decoded(self._read(response, whole=True))
-        cards = found.get("data")
-        card = cards[0] if isinstance(cards, list) and cards else None
-        name = card.get("id") if isinstance(card, dict) else None
+            cards = self._decoded(self._read(response, whole=True)).get("data")
+        return [card for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
+
+    def _first_model(self) -> str:
+        name = next(iter(self.models()), {}).get("id")
         if not isinstance(name, str):
             raise ServerError(f"{self.url}/models names no model: name one, as in {self.url}#MODEL")
         return name

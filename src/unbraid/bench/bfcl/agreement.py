@@ -5,12 +5,15 @@ the harness's environment, on the harness's own files.
 """
 
 import copy
+import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from unbraid.bench.bfcl.installation import Installation, errand
+from unbraid.bench.bfcl.literals import as_source
 from unbraid.chat.accepted import OPTIONAL, accepted_match
 from unbraid.chat.types import Call
 from unbraid.data import DataConfig, collect
@@ -33,6 +36,15 @@ class Verdicts:
     reason: str
     raised: str
 
+    @property
+    def cause(self) -> str:
+        """Why they differ, as `docs/bfcl.md` explains it; `unexplained` where it does not."""
+        if "java" in self.category:
+            return "quotes" if self.ours else "source text"
+        if self.ours:
+            return "pairing" if self.reason.endswith("cannot_find_match") else "unexplained"
+        return "true or 1" if not self.raised and _holds_truth_or_unit(self.calls) else "unexplained"
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -44,14 +56,17 @@ class Agreement:
 
 
 def agreement(installation: Installation, each: int = 10, seed: int = 0) -> Agreement:
-    """Compare the checkers on every question of BFCL whose answer is calls in Python's terms.
+    """Compare the checkers on every question of BFCL whose answer is calls.
+
+    Ours sees arguments as JSON everywhere; the official one wants Java's and JavaScript's as source text.
 
     Args:
         each: mutated answers per question, besides the expected one and a random right one.
     """
     tasks = ast_tasks(installation)
+    functions = functions_of(installation.data)
     given = [(task, name, calls) for task in tasks for name, calls in answers(task, each, seed)]
-    lines = [{"id": t.extra["id"], "category": t.extra["category"], "calls": calls} for t, _, calls in given]
+    lines = [official_line(task, calls, functions[task.extra["id"]]) for task, _, calls in given]
     categories = sorted({task.extra["category"] for task in tasks})
     official = errand(installation, "check", {"categories": categories}, calls=lines)
     found = Agreement()
@@ -67,9 +82,28 @@ def agreement(installation: Installation, each: int = 10, seed: int = 0) -> Agre
 
 
 def ast_tasks(installation: Installation) -> list[Task]:
-    """The questions, as our reader gives them. Java's and JavaScript's are left out: see `docs/bfcl.md`."""
-    tasks = collect(str(installation.data), DataConfig()).tasks
-    return [task for task in tasks if task.extra.get("accepted") and "java" not in task.extra["category"]]
+    """The questions whose answers are calls, as our reader gives them."""
+    return [task for task in collect(str(installation.data), DataConfig()).tasks if task.extra.get("accepted")]
+
+
+def functions_of(data: Path) -> dict[str, list[dict[str, Any]]]:
+    """Id → the functions of a question, as the harness's files have them."""
+    rows = [json.loads(line) for file in data.glob("BFCL_*.json") for line in _lines(file) if line.startswith('{"id"')]
+    return {row["id"]: row["function"] for row in rows if "function" in row}
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8").splitlines()
+
+
+def official_line(task: Task, calls: Calls, functions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the errand `check` is asked."""
+    category = task.extra["category"]
+    if "java" in category:
+        properties = functions[0]["parameters"]["properties"]
+        java = category == "simple_java"
+        calls = [{name: as_source(one, properties, java) for name, one in call.items()} for call in calls]
+    return {"id": task.extra["id"], "category": category, "calls": calls}
 
 
 def accepted_of(task: Task) -> Sequence[Mapping[str, Any]]:
@@ -90,6 +124,13 @@ def answers(task: Task, each: int, seed: int) -> Iterator[tuple[str, Calls]]:
         calls = copy.deepcopy(_some_right(accepted_of(task), draw))
         _MUTATIONS[name](calls, draw)
         yield name, calls
+
+
+def _holds_truth_or_unit(value: Any) -> bool:
+    """Whether true, false, 1 or 0 is in it, at any depth."""
+    if isinstance(value, dict | list):
+        return any(map(_holds_truth_or_unit, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, bool | int | float) and value in (0, 1)
 
 
 def _some_right(accepted: Sequence[Mapping[str, Any]], draw: random.Random) -> Calls:

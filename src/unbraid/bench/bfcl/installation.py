@@ -6,7 +6,6 @@ bfcl-eval pins numpy, tree-sitter and more against what unbraid needs, so nothin
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -143,13 +142,3 @@ def errand(
         if status:
             raise ServerError(f"BFCL's harness failed at '{name}' (status {status}, it said: {last}); its log: {log}")
     return lines
-
-
-def main() -> None:
-    """Say what is there, for `make setup-bfcl`."""
-    found = find_bfcl(sys.argv[1] if len(sys.argv) > 1 else "")
-    print(f"bfcl-eval {found.version}, unchanged, at {found.python}")
-
-
-if __name__ == "__main__":
-    main()

@@ -73,7 +73,7 @@ def _chosen(ids: dict[str, list[str]]) -> Iterator[dict[str, Any]]:
 def _play(player: Any, entry: dict[str, Any]) -> dict[str, Any]:
     """One entry as the harness writes its result, with the replies; or why there is none."""
     name = entry["id"]
-    player.heard.replies = []
+    player.heard.id, player.heard.replies = name, []
     try:
         result, facts = player.inference(entry, include_input_log=False, exclude_state_log=True)
     except REFUSALS as problem:

@@ -6,6 +6,7 @@ Runs in `.venv-bfcl`, by path: it imports bfcl_eval, openai and the standard lib
 import sys
 import threading
 import time
+import uuid
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,10 @@ MODES: dict[str, dict[str, Any]] = {
 """What a request says beside its messages, as saved chat templates and Qwen3's take it; auto leaves it to the model."""
 REFUSALS = (BadRequestError, UnprocessableEntityError)
 """The server will not answer this conversation, ever; most often it is too long."""
+
+
+TRACE = "X-Request-Id"
+"""Header by which a server's log can be laid beside the answers: `bfcl/ENTRY/REPLY/…`."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def _handler_class(server: Server) -> type:
         """The harness's own handler: tools, history and decoding are its; requests and what is kept of them ours."""
 
         heard = threading.local()
-        """`replies`: what the entry that this thread works on has been answered so far."""
+        """The entry that this thread works on: `id`, and `replies`, what it has been answered so far."""
 
         def _build_client_kwargs(self) -> dict[str, Any]:
             return {
@@ -112,6 +117,7 @@ def _handler_class(server: Server) -> type:
                 temperature=server.temperature,
                 max_tokens=server.max_tokens,
                 extra_body=MODES[server.mode],
+                extra_headers={TRACE: f"bfcl/{self.heard.id}/{len(self.heard.replies)}/{uuid.uuid4().hex[:8]}"},
                 **({"tools": tools} if tools else {}),
                 **({} if server.seed is None else {"seed": server.seed}),
             )

@@ -134,6 +134,6 @@ def test_ast_match_is_order_free_and_counts():
 def test_comparators_are_pluggable():
     assert comparator("same_calls") is same_calls
     assert comparator("unbraid.chat.compare:ast_match") is ast_match
-    assert set(COMPARATORS) == {"same_calls", "ast_match"}
+    assert set(COMPARATORS) == {"same_calls", "ast_match", "accepted"}
     with pytest.raises(ChatError, match=r"reward\.compare: 'exact' is unknown; use one of same_calls, ast_match"):
         comparator("exact", "reward.compare")

@@ -28,9 +28,8 @@ def accepted_match(made: Sequence[Call], accepted: Accepted, tools: Tools) -> bo
 
     Source: BFCL's AST checker for Python, with its particulars: an integer will do for a float by itself, not in a
     list; an argument that may be left out may also be an empty list; accepted values of another type than the
-    schema's stand for variables, and are compared as they are. Choices where it differs: true is not 1 anywhere, any
-    pairing will do, not only the one found by going through the answers in order, and a value on which it raises is
-    wrong (`docs/bfcl.md` counts them).
+    schema's stand for variables, and are compared as they are. Choices where it differs: true is not 1 anywhere; any
+    pairing will do, not only the one found by going through the answers in order (`docs/bfcl.md` counts both).
     """
     if len(made) != len(accepted):
         return False
@@ -56,7 +55,8 @@ def _can_be_paired(fits: Sequence[Sequence[bool]]) -> bool:
 
 
 def _is_accepted(call: Call, answer: Mapping[str, Mapping[str, Any]], schemas: Mapping[str, Mapping[str, Any]]) -> bool:
-    name, values = next(iter(answer.items()))
+    name, given = next(iter(answer.items()), ("", {}))
+    values = {key: _listed(some) for key, some in given.items()}
     schema = schemas.get(name, {})
     properties = properties_of(schema)
     if call.name != name or not set(schema.get("required") or ()) <= call.arguments.keys():
@@ -99,16 +99,21 @@ def _fits_items(value: Sequence[Any], accepted: Any, inner: type) -> bool:
 
 
 def _are_accepted_objects(value: Sequence[Any], accepted: Any) -> bool:
-    return len(value) == len(accepted) and all(map(_is_accepted_object, value, accepted))
+    return isinstance(accepted, list) and len(value) == len(accepted) and all(map(_is_accepted_object, value, accepted))
 
 
 def _is_accepted_object(value: Any, accepted: Any) -> bool:
     """An object of accepted values by key. No type is asked for here: the schema's own says too little."""
     if not isinstance(value, Mapping) or not isinstance(accepted, Mapping) or not value.keys() <= accepted.keys():
         return False
-    if any(OPTIONAL not in accepted[key] for key in accepted.keys() - value.keys()):
+    if any(OPTIONAL not in _listed(accepted[key]) for key in accepted.keys() - value.keys()):
         return False
-    return all(_among(_loose_text(inner), map(_loose_text, accepted[key])) for key, inner in value.items())
+    return all(_among(_loose_text(inner), map(_loose_text, _listed(accepted[key]))) for key, inner in value.items())
+
+
+def _listed(accepted: Any) -> list[Any]:
+    """The accepted values; one that a row gives without a list stands alone."""
+    return accepted if isinstance(accepted, list) else [accepted]
 
 
 def _example(accepted: Sequence[Any]) -> type | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from unbraid.chat.accepted import accepted_match
 from unbraid.chat.compare import comparator
 from unbraid.chat.types import Call, Mode, Problem, Reading
 from unbraid.errors import RewardError
@@ -45,8 +46,9 @@ class RewardConfig(BaseModel):
     smallest step of the answer table (0.5), so no malformed response can climb past a step and the order of
     the table stands; large enough to tell a malformed response from a wrong one in a group that has no right one."""
     compare: str = "same_calls"
-    """When calls count as right: same_calls, ast_match, or `module:function` (`chat.compare.comparator`). Choice:
-    order-free exact match, as in Tool-N1; the paper does not say."""
+    """When calls count as right: same_calls, ast_match, accepted (what a row in BFCL's form lists), or
+    `module:function` (`chat.compare.comparator`). Choice: order-free exact match, as in Tool-N1; the paper does not
+    say."""
     function: str = ""
     """Replace the whole reward: `module:function` or `file.py:function`. Empty = the one described here."""
 
@@ -60,11 +62,16 @@ def score(task: Task, reading: Reading, config: RewardConfig) -> Reward:
     judged: where no call is right, not calling is.
     """
     well_formed = reading.reason is None and reading.mode is not Mode.NONE
-    matches = comparator(config.compare, "reward.compare")
-    correct = well_formed and matches(reading.calls, task.expected, task.tools)
+    correct = well_formed and _is_right(reading.calls, task, config)
     answer = (config.right if correct else config.wrong)[reading.mode is Mode.THINK]
     parts = {"format": config.format if well_formed else 0.0, "answer": answer}
     return Reward(sum(parts.values()), parts, correct, "right" if correct else _fault(task, reading))
+
+
+def _is_right(calls: Sequence[Call], task: Task, config: RewardConfig) -> bool:
+    if config.compare == "accepted" and isinstance(accepted := task.extra.get("accepted"), list):
+        return accepted_match(calls, accepted, task.tools)
+    return comparator(config.compare, "reward.compare")(calls, task.expected, task.tools)
 
 
 def reward_by_mode(reward: Reward, mode: Mode, well_formed: bool, config: RewardConfig) -> Reward:

@@ -14,7 +14,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from handler import REFUSALS, Server, register
+from handler import (  # pyright: ignore[reportMissingImports] (beside this file, which is run by path)
+    REFUSALS,
+    Server,
+    register,
+)
 
 Tell = Callable[[dict[str, Any]], None]
 MOST_FAILURES = 5

@@ -36,9 +36,12 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/ and the recipes' names.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in the folder stands.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate only, as `doctor`.")] = False,
+    on: Annotated[str, typer.Option(help="ray: by the workers of a Ray cluster, started again when one is lost.")] = "",
+    workers: Annotated[int, typer.Option(min=0, help="With --on ray; 0 = one for each GPU.")] = 0,
 ) -> None:
     """Warm up, train, evaluate and report, as a recipe says; with torchrun or accelerate launch, on several devices."""
     from unbraid import run
+    from unbraid.run.on_ray import train_on_ray
 
     if dry_run:
         return doctor(recipe)
@@ -46,8 +49,13 @@ def train(
     run_dir = out or Path("runs") / "-".join(
         Path(item.removesuffix(".yaml")).name for item in recipe if "=" not in item
     )
+    if on not in ("", "ray"):
+        raise typer.BadParameter(f"'{on}': ray is all there is", param_hint="--on")
     with Bars() as bars:
-        run.train(loaded, run_dir, resume, bars.show)
+        if on:
+            train_on_ray(loaded, run_dir, resume, workers, bars.show)
+        else:
+            run.train(loaded, run_dir, resume, bars.show)
     if not is_first():
         return
     report = run.report_runs([run_dir], run_dir / "report.html")

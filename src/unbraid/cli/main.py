@@ -6,7 +6,7 @@ from typing import NoReturn
 import typer
 from rich.text import Text
 
-from unbraid.cli import agents, bfcl, cost, export, interference, runs, serving
+from unbraid.cli import agents, bfcl, compare, cost, export, interference, runs, serving
 from unbraid.cli.console import errors, is_first, several
 from unbraid.cli.data import data
 from unbraid.cli.lab import lab
@@ -18,6 +18,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 app.add_typer(runs.app)
 app.add_typer(agents.app)
 app.add_typer(serving.app)
+app.add_typer(compare.app)
 app.add_typer(cost.app)
 app.add_typer(export.app)
 app.add_typer(interference.app)

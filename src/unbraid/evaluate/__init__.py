@@ -2,7 +2,7 @@
 
 from unbraid.evaluate.evaluate import EvaluateConfig, Sample, evaluate
 from unbraid.evaluate.metrics import Comparison, Labels, Score, acu, compare, score
-from unbraid.evaluate.statistics import Estimate, clustered_mean, mcnemar, mean_over_runs, proportion
+from unbraid.evaluate.statistics import Estimate, clustered_mean, mcnemar, mean_over_runs, of_means, proportion
 
 __all__ = [
     "Comparison",
@@ -17,6 +17,7 @@ __all__ = [
     "evaluate",
     "mcnemar",
     "mean_over_runs",
+    "of_means",
     "proportion",
     "score",
 ]

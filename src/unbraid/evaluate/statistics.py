@@ -1,13 +1,14 @@
-"""Estimates with intervals. Four situations, four functions; all intervals are 95 %.
+"""Estimates with intervals. Five situations, five functions; all intervals are 95 %.
 
 * a plain proportion, one independent trial per task: `proportion` (Wilson)
 * a mean over samples that share tasks: `clustered_mean` (bootstrap over tasks; also for paired differences)
 * a mean over a few runs or base models: `mean_over_runs` (Student's t)
 * two greedy evaluations of the same tasks: `mcnemar` (exact test on the tasks where they disagree)
+* anything that follows from means over tasks, such as a ratio of two: `of_means` (bootstrap over tasks)
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +75,36 @@ def clustered_mean(values: ArrayLike, clusters: Sequence[str], key: str = "") ->
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(_resampled_means(sums, counts, _generator(key)), [tail, 100 - tail])
     return Estimate(mean, float(low), float(high), n)
+
+
+def of_means(
+    rows: ArrayLike, statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]], key: str = ""
+) -> Estimate | None:
+    """What follows from the means of several numbers per task, with a percentile bootstrap over tasks.
+
+    Args:
+        rows: (N, K), a row per task. statistic: (..., K) means → (...) values.
+        key: names the random stream, as in `clustered_mean`.
+
+    Returns:
+        None where the statistic is not finite on the rows as they are; no interval where it is not on a resample.
+
+    Raises:
+        ValueError: if there are no rows.
+    """
+    values = np.asarray(rows, dtype=np.float64)
+    if values.ndim != 2 or not len(values):
+        raise ValueError("a statistic of means needs at least one row")
+    n, draws = len(values), _generator(key)
+    means = np.stack([values[draws.integers(n, size=n)].mean(axis=0) for _ in range(RESAMPLES)])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value, found = float(statistic(values.mean(axis=0))), statistic(means)
+    if not np.isfinite(value):
+        return None
+    if n == 1 or not np.isfinite(found).all():
+        return Estimate(value, None, None, n)
+    low, high = np.percentile(found, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    return Estimate(value, float(low), float(high), n)
 
 
 def mean_over_runs(values: Sequence[float]) -> Estimate:

@@ -51,6 +51,16 @@ def transcripts_of(
     return shown
 
 
+def run_names(run_dirs: Sequence[str | Path]) -> list[str]:
+    """What runs are called beside each other: by their recipes, or by their folders where two have one name.
+
+    Raises:
+        DataError: a folder is no run.
+    """
+    names = [recipe_of(run_dir).name for run_dir in run_dirs]
+    return names if len(set(names)) == len(names) else [str(run_dir) for run_dir in run_dirs]
+
+
 def report_runs(run_dirs: Sequence[str | Path], out: str | Path, title: str = "") -> Report:
     """One page about one or more finished runs; returns what it was made from.
 
@@ -63,9 +73,7 @@ def report_runs(run_dirs: Sequence[str | Path], out: str | Path, title: str = ""
     episodes: list[EpisodeView] = []
     scores: list[Score] = []
     recipes = [recipe_of(run_dir) for run_dir in run_dirs]
-    names = [recipe.name for recipe in recipes]
-    if len(set(names)) < len(names):
-        names = [str(run_dir) for run_dir in run_dirs]
+    names = run_names(run_dirs)
     for run_dir, recipe, name in zip(run_dirs, recipes, names, strict=True):
         scores += [replace(s, labels=replace(s.labels, method=name)) for s in read_scores(run_dir)]
         format = chat_format_of(recipe)

@@ -18,7 +18,7 @@ Checkpoint = Annotated[str, typer.Option(help="Folder in the run that holds the 
 
 @app.command()
 def serve(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or an exported one.")],
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="To listen on.")] = 8000,
     local: Annotated[bool, typer.Option("--local", help="Without vLLM: the policy in this process.")] = False,
@@ -91,7 +91,9 @@ def _serve_vllm(
 
 @app.command()
 def chat(
-    model: Annotated[str, typer.Argument(metavar="RUN|URL", help="A run folder, or http://host:port/v1[#MODEL].")],
+    model: Annotated[
+        str, typer.Argument(metavar="RUN|URL", help="A run folder, an exported one, or http://host:port/v1[#MODEL].")
+    ],
     mode: Annotated[str, typer.Option(help="auto, think or no_think.")] = "auto",
     system: Annotated[str, typer.Option(help="What the model is told first.")] = "",
     tools: Annotated[Path | None, typer.Option(help="Tools to offer, a JSON list of schemas.")] = None,
@@ -128,13 +130,9 @@ def chat(
 def _policy(run: Path, checkpoint: str) -> Any:
     """The policy of a run, with the weights of one of its folders."""
     with errors.status("loading"):
-        from unbraid.policy import load_policy
-        from unbraid.run import recipe_of, take_weights
+        from unbraid.run import policy_of
 
-        recipe = recipe_of(run)
-        policy = load_policy(recipe.model, recipe.chat)
-        take_weights(policy, run / checkpoint)
-    return policy
+        return policy_of(run, checkpoint)
 
 
 class _SigtermInterrupts:

@@ -48,6 +48,13 @@ def load_model(model: Any, path: str | Path) -> None:
             value.copy_(saved[name])
 
 
+def weights_folder(run_dir: str | Path, checkpoint: str = "final") -> Path:
+    """Where the weights are: `checkpoint` in a run's folder; an exported folder itself, which has them at its top."""
+    run_dir = Path(run_dir)
+    exported = not (run_dir / checkpoint).is_dir() and (run_dir / "tokenizer_config.json").is_file()
+    return run_dir if exported else run_dir / checkpoint
+
+
 def router_of(model: Any) -> Router | None:
     """The router of a model's adapters, unless that is a control or there is none."""
     binding: Binding | None = getattr(model, "routing", None)

@@ -13,7 +13,8 @@ from typing import Any
 from unbraid.errors import CheckpointError, DataError
 from unbraid.evaluate.metrics import Score
 from unbraid.learn.checkpoint import UNREADABLE
-from unbraid.policy import Policy
+from unbraid.policy import Policy, load_policy
+from unbraid.policy.saving import weights_folder
 from unbraid.recipe import Recipe, load_recipe
 
 
@@ -83,12 +84,32 @@ def take_weights(policy: Policy, folder: Path) -> None:
         raise CheckpointError(f"{folder} holds no weights of this model ({reason}): name another folder") from error
 
 
+def policy_of(run_dir: str | Path, checkpoint: str = "final") -> Policy:
+    """The policy of a run, or of an exported folder, with its weights.
+
+    Raises:
+        DataError: the folder is neither. CheckpointError: it holds no such weights. ModelError: they cannot be loaded.
+    """
+    recipe, folder = recipe_of(run_dir), weights_folder(run_dir, checkpoint)
+    if (
+        folder == Path(run_dir) and (folder / "config.json").is_file()
+    ):  # it is a model by itself, the base is not needed
+        return load_policy(recipe.model.model_copy(update={"path": str(folder), "adapter": None}), recipe.chat)
+    policy = load_policy(recipe.model, recipe.chat)
+    take_weights(policy, folder)
+    return policy
+
+
 def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder that then takes the place of `target`, whole or not at all."""
     partial = target.with_name(f".writing-{target.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    write(partial)
+    try:
+        write(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
 

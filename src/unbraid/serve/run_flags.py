@@ -17,6 +17,7 @@ from unbraid.data.read import DataConfig
 from unbraid.errors import ModelError, ServerError
 from unbraid.plugins import call, names_code
 from unbraid.policy import ModelConfig
+from unbraid.policy.saving import weights_folder
 from unbraid.rollout.config import EnvironmentConfig, RolloutConfig
 from unbraid.serve.response_template import reads_calls, response_template
 from unbraid.tokens import ROUTING_FILE, Router
@@ -96,7 +97,7 @@ class ServePlan:
 def serve_flags(
     run_dir: str | Path, recipe: Served, *, name: str = "", max_tokens: int | None = None, flags: Sequence[str] = ()
 ) -> ServePlan:
-    """What serves a run's `final/`, a whole model, an adapter, or routed adapters.
+    """What serves a run's `final/` or an exported folder: a whole model, an adapter, or routed adapters.
 
     Args:
         name: what clients ask for; empty takes the recipe's name. max_tokens: longest context in tokens; None takes the
@@ -106,8 +107,8 @@ def serve_flags(
         ServerError: `final/` is absent or incomplete, vLLM cannot serve its adapter, or a flag is refused.
         ChatError: its tokenizer does not fit the recipe's chat format.
     """
-    final = (Path(run_dir) / "final").absolute()
-    folder = final.parent / "serve"
+    final = weights_folder(run_dir).absolute()
+    folder = Path(run_dir).absolute() / "serve"
     name = name or recipe.name
     _refuse(flags)
     if not (final / "tokenizer_config.json").is_file():
@@ -200,7 +201,7 @@ def writes_hermes(calls: CallFormat) -> bool:
 
 def is_routed(run_dir: str | Path) -> bool:
     """Whether a run's policy is routed adapters, which vLLM serves with unbraid's plugin only."""
-    return (Path(run_dir) / "final" / ROUTING_FILE).is_file()
+    return (weights_folder(run_dir) / ROUTING_FILE).is_file()
 
 
 def adapters_of(final: Path) -> list[dict[str, Any]]:
@@ -307,7 +308,7 @@ def base_of(model: ModelConfig) -> str:
 
 def model_config(run_dir: str | Path, recipe: Served) -> dict[str, Any]:
     """The config.json of the model that a run serves: its own, or its adapter's base's; empty if it is not here."""
-    final = Path(run_dir) / "final"
+    final = weights_folder(run_dir)
     return read_json(final / "config.json") or _config_of(base_of(recipe.model))
 
 

@@ -1,0 +1,77 @@
+"""How an exported folder is loaded: the lines of its card, for transformers, PEFT, vLLM and unbraid."""
+
+import shlex
+from collections.abc import Sequence
+
+from unbraid.chat.format import ChatFormat
+from unbraid.export.weights import Kind
+from unbraid.serve.run_flags import parsers
+from unbraid.vllm.flags import lora_rank
+
+_GENERATE = """\
+messages = [{{"role": "user", "content": "What is the weather in Paris?"}}]
+inputs = tokenizer.apply_chat_template(
+    messages, mode="auto", add_generation_prompt=True, return_dict=True, return_tensors="pt"
+)
+settings = GenerationConfig.from_pretrained(path, max_new_tokens={tokens})
+output = model.generate(**inputs, generation_config=settings)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :]))
+"""
+_WHOLE = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+path = "."  # this folder, or its name on the hub
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+"""
+_ADAPTER = """\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+path = "."  # this folder, or its name on the hub
+tokenizer = AutoTokenizer.from_pretrained(path)
+base = AutoModelForCausalLM.from_pretrained({base!r}, dtype="auto")
+"""
+
+
+def usage(
+    kind: Kind, chat: ChatFormat, base: str, adapters: Sequence[str], rank: int, tokens: int, path: str = "."
+) -> str:
+    """The section on use.
+
+    Args:
+        adapters: of a routed model. rank: the largest of them. tokens: longest response that was trained.
+    """
+    generate = _GENERATE.format(tokens=tokens)
+    loads = _WHOLE if kind == "whole" else _ADAPTER.format(base=base)
+    if kind == "adapter":
+        loads += "model = PeftModel.from_pretrained(base, path)\n"
+    if kind == "routed":
+        loads += f"model = PeftModel.from_pretrained(base, path, subfolder={adapters[0]!r})  # one of them, alone\n"
+    parts = [
+        f"With {'transformers' if kind == 'whole' else 'PEFT'}:\n\n```python\n{loads}{generate}```",
+        f"With vLLM:\n\n```sh\n{serve_command(kind, chat, base, adapters, rank, path)}\n```",
+        "With unbraid, which reads `recipe.yaml`:\n\n```sh\nunbraid serve .\nunbraid chat .\n```",
+    ]
+    if kind == "routed":
+        parts.insert(
+            0,
+            "**Together the adapters need unbraid**: stock PEFT and stock vLLM know no routing by token, and load each "
+            "adapter alone, for study. `unbraid serve` runs vLLM with unbraid's plugin, which routes; in transformers' "
+            "`generate` `unbraid.trl.route_model` does. They cannot be merged: a merged weight acts on all tokens.",
+        )
+    return "\n\n".join(parts)
+
+
+def serve_command(kind: Kind, chat: ChatFormat, base: str, adapters: Sequence[str], rank: int, path: str = ".") -> str:
+    """The line that serves the folder by vLLM as it is published, without unbraid."""
+    reading, _, _ = parsers(chat)
+    if kind == "whole":
+        flags = [path]
+    else:
+        loaded = [f"{name}={path}/{name}" for name in adapters] if kind == "routed" else [f"tuned={path}"]
+        flags = [
+            base, f"--tokenizer={path}", f"--chat-template={path}/chat_template.jinja", f"--generation-config={path}",
+            "--enable-lora", f"--max-lora-rank={lora_rank(rank)}", "--lora-modules", *loaded,
+        ]  # fmt: skip
+    return "vllm serve " + " ".join(map(shlex.quote, [*flags, *reading]))

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -114,8 +114,12 @@ def read_tasks(source: str, config: DataConfig) -> ReadResult:
     return result
 
 
-def collect(source: str, config: DataConfig) -> ReadResult:
-    """As `read_tasks`, but a source without a usable task gives an empty result with its books."""
+def collect(source: str, config: DataConfig, progress: Callable[[int, int], None] | None = None) -> ReadResult:
+    """As `read_tasks`, but a source without a usable task gives an empty result with its books.
+
+    Args:
+        progress: told how many rows of how many are read; all rows are then in memory at once.
+    """
     if config.format != "auto" and config.format not in FORMATS:
         raise DataError(f"data.format: unknown format {config.format!r}: use auto, {', '.join(FORMATS)}")
     books = _Books(config.strict)
@@ -124,7 +128,8 @@ def collect(source: str, config: DataConfig) -> ReadResult:
             books.enter_row(source, index, "function")
             books.add(source, index, task)
     else:
-        _read_rows(file_rows(source, config.split), config.format, books)
+        rows = file_rows(source, config.split)
+        _read_rows(_told(list(rows), progress) if progress else rows, config.format, books)
         books.limit_no_call(config.no_call)
     books.count_repeated()
     return books.result
@@ -132,6 +137,13 @@ def collect(source: str, config: DataConfig) -> ReadResult:
 
 def _reasons(rows: Iterable[BadRow]) -> Counter[str]:
     return Counter(r.reason for r in rows)
+
+
+def _told(rows: Sequence[FileRow], progress: Callable[[int, int], None]) -> Iterator[FileRow]:
+    for done, row in enumerate(rows, 1):
+        yield row
+        if done % 200 == 0 or done == len(rows):
+            progress(done, len(rows))
 
 
 def _read_rows(rows: Iterable[FileRow], wanted: str, books: "_Books") -> None:

@@ -51,13 +51,14 @@ def fit_prompts(tasks: Sequence[Task], chat_format: PromptFormat, max_tokens: in
         if length > max_tokens:
             dropped[f"prompt longer than {max_tokens} tokens"] += 1
         else:
-            answers = tuple(a for a in task.answers if _can_write(chat_format, a))
+            answers = tuple(a for a in task.answers if can_write(chat_format, a))
             dropped_answers["special tokens in its text"] += len(task.answers) - len(answers)
             kept.append(task if len(answers) == len(task.answers) else replace(task, answers=answers))
     return Fitted(kept, dropped, +dropped_answers)
 
 
-def _can_write(chat_format: PromptFormat, answer: Answer) -> bool:
+def can_write(chat_format: PromptFormat, answer: Answer) -> bool:
+    """Whether an answer can be written in a chat format, and so be learned."""
     try:
         chat_format.response_ids(answer)
     except ChatError:

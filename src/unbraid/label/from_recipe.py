@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from unbraid.chat.format import ChatFormat
-from unbraid.chat.types import Answer
 from unbraid.data import fit_prompts, read_tasks, split_tasks
-from unbraid.errors import ChatError, DataError, ModelError, RecipeError
+from unbraid.data.select import can_write
+from unbraid.errors import DataError, ModelError, RecipeError
 from unbraid.label.endpoint import EndpointConfig, EndpointTries
 from unbraid.label.label import Labelled, Progress, label, silent
 from unbraid.label.local import LocalTries, weights_mark
@@ -128,16 +129,9 @@ def label_recipe(
     found = training_tasks(recipe, chat, everything)
     say(found.books)
 
-    def writable(answer: Answer) -> bool:
-        try:
-            chat.response_ids(answer)
-        except ChatError:
-            return False
-        return True
-
     first = sampler(recipe, chat, no_think, settings)
     second = first if think == no_think else sampler(recipe, chat, think, settings)
-    return label(found.tasks, first, second, out, config, writable, progress)
+    return label(found.tasks, first, second, out, config, partial(can_write, chat), progress)
 
 
 def sampler(recipe: Recipe, chat: ChatFormat, spec: str = "", settings: Mapping[str, Any] | None = None) -> TrySampler:

@@ -246,17 +246,17 @@ def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON ({error}): label into a new folder") from error
     if theirs != mine:
-        changed = ", ".join(_differences(theirs, mine)[:4])
+        changed = ", ".join(differences(theirs, mine)[:4])
         raise CheckpointError(
             f"{folder} was sampled otherwise ({changed}): label into a new folder, or go back to those settings"
         )
 
 
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
     """`key: old, now new` for everything that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(k for k in new if k not in old)]
-        found = [_differences(old.get(k), new.get(k), f"{where}.{k}" if where else k) for k in keys]
+        found = [differences(old.get(k), new.get(k), f"{where}.{k}" if where else k) for k in keys]
         return [line for lines in found for line in lines]
     return [] if old == new else [f"{where}: {old!r}, now {new!r}"]
 

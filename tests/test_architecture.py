@@ -36,6 +36,7 @@ TIERS = (
     ("export",),
     ("doctor",),
     ("lab",),
+    ("cost",),
     ("cli",),
     ("__main__",),
 )

@@ -8,8 +8,11 @@ from rich.console import Console
 
 from unbraid.policy import Policy
 from unbraid.policy.memory import (
+    BatchShape,
+    ModelShape,
     TrainingMemory,
     batch_shape,
+    drawing_bytes,
     episode_shape,
     model_shape,
     smaller,
@@ -19,7 +22,7 @@ from unbraid.prepare import longest_context
 from unbraid.recipe import Recipe
 from unbraid.rollout.start_fleet import longest_context_of, needs_plugin, refuse, refuse_policy
 from unbraid.tasks.task import Task
-from unbraid.vllm.budget import Budget, Servers, Trainer, budget, devices_here
+from unbraid.vllm.budget import Budget, DeviceMemory, Servers, Trainer, budget, devices_here
 from unbraid.vllm.budget import refuse as refuse_budget
 from unbraid.vllm.flags import cpu_gib
 from unbraid.vllm.installation import Installation, find_vllm
@@ -64,20 +67,44 @@ def memory_budget(recipe: Recipe, policy: Policy, tasks: Sequence[Task], max_tok
         tasks: their prompts decide how large a micro-batch of single responses can get.
         max_tokens: longest context of a server.
     """
-    sampler, kl = recipe.sampler, recipe.learn.needs_reference
     shape = model_shape(policy.model, recipe.model, recipe.learn.fast)
-    device = "cuda" if policy.device.type == "cuda" else "cpu"
+    lengths = [len(policy.format.prompt_ids(task.messages, task.tools)) for task in tasks]
+    batch = largest_batch(recipe, max(lengths, default=1), min(lengths, default=1))
+    hidden = bool(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return budget_of(recipe, shape, batch, str(policy.device), max_tokens, devices_here(torch), hidden)
+
+
+def largest_batch(recipe: Recipe, longest_prompt: int, shortest_prompt: int = 1) -> BatchShape:
+    """The largest micro-batch that the recipe can ask for; prompts in tokens."""
     if recipe.environment:
-        batch = episode_shape(recipe.learn.micro_batch, recipe.environment.tokens)
-    else:
-        lengths = [len(policy.format.prompt_ids(task.messages, task.tools)) for task in tasks]
-        batch = batch_shape(recipe.learn.micro_batch, recipe.rollout.max_new_tokens, max(lengths), min(lengths))
+        return episode_shape(recipe.learn.micro_batch, recipe.environment.tokens)
+    return batch_shape(recipe.learn.micro_batch, recipe.rollout.max_new_tokens, longest_prompt, shortest_prompt)
+
+
+def budget_of(
+    recipe: Recipe,
+    shape: ModelShape,
+    batch: BatchShape,
+    place: str,
+    max_tokens: int,
+    devices: Sequence[DeviceMemory],
+    hidden: bool = False,
+) -> Budget:
+    """`memory_budget` of shapes, on any devices.
+
+    Args:
+        place: where the trainer is (`cpu`, `cuda:0`). hidden: there may be GPUs beside `devices`.
+    """
+    sampler, kl = recipe.sampler, recipe.learn.needs_reference
+    device = "cuda" if place.startswith("cuda") else "cpu"
+    rows = min(recipe.rollout.max_batch, recipe.rollout.prompts * recipe.rollout.samples)
+    drawing = drawing_bytes(shape, rows, max_tokens) if sampler.engine == "local" else {}
 
     def trainer(memory: TrainingMemory) -> Trainer:
-        return Trainer(str(policy.device), memory.always(), memory.learning())
+        return Trainer(place, memory.always(), memory.learning(), sampling=drawing)
 
     servers = Servers(
-        devices=() if sampler.urls else sampler.devices,
+        devices=() if sampler.urls or sampler.engine == "local" else sampler.devices,
         memory=sampler.memory if device == "cuda" else cpu_gib(sampler.memory),
         sleep=sampler.sleep,
         weights=shape.weights,
@@ -88,7 +115,4 @@ def memory_budget(recipe: Recipe, policy: Policy, tasks: Sequence[Task], max_tok
         tokens=max_tokens,
     )
     less = [(said, trainer(memory)) for said, memory in smaller(shape, batch, kl=kl, device=device)]
-    hidden = bool(os.environ.get("CUDA_VISIBLE_DEVICES"))
-    return budget(
-        devices_here(torch), trainer(training_memory(shape, batch, kl=kl, device=device)), servers, less, hidden
-    )
+    return budget(devices, trainer(training_memory(shape, batch, kl=kl, device=device)), servers, less, hidden)

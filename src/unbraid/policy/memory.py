@@ -330,6 +330,16 @@ def backward_bytes(shape: ModelShape, batch: BatchShape) -> int:
     return layer + again + shape.largest * (3 if shape.tied else 1)
 
 
+def drawing_bytes(shape: ModelShape, rows: int, tokens: int) -> dict[str, int]:
+    """What the local sampler takes while it draws `rows` of `tokens` each: keys and values, and one step's logits.
+
+    The cache grows by quarters. Logits are there as they are, as log-probs, probabilities and their product, and twice
+    in float64 (`rollout.drawing`).
+    """
+    keys = 2 * shape.layers * shape.key * shape.itemsize * tokens * rows
+    return {"keys and values": keys * 5 // 4, "logits": rows * shape.vocabulary * (shape.itemsize + 3 * 4 + 2 * 8)}
+
+
 def smaller(
     shape: ModelShape, batch: BatchShape, *, kl: bool = False, device: Device = "cpu"
 ) -> Iterator[tuple[str, TrainingMemory]]:

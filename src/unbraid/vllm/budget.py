@@ -56,14 +56,15 @@ class DeviceMemory:
 class Trainer:
     """What training takes on its device (`cpu`, `cuda`, `cuda:1`), in bytes by what it is for.
 
-    always: from the first step to the last. learning: at the largest moment of a step, gone afterwards.
-    host: of the host memory, when the device is a GPU.
+    always: from the first step to the last. learning, sampling: at their largest moment in a step, gone afterwards; the
+    latter where the trainer itself draws. host: of the host memory, when the device is a GPU.
     """
 
     device: str
     always: dict[str, int]
     learning: dict[str, int]
     host: int = 2 * GIB
+    sampling: dict[str, int] = field(default_factory=dict)
 
     @property
     def place(self) -> str:
@@ -185,6 +186,7 @@ def _plan(devices: Sequence[DeviceMemory], trainer: Trainer, servers: Servers, p
     ]
     rows += [Row(trainer.place, "trainer", "always", n, what) for what, n in trainer.always.items()]
     rows += [Row(trainer.place, "trainer", "learning", n, what) for what, n in trainer.learning.items()]
+    rows += [Row(trainer.place, "trainer", "sampling", n, what) for what, n in trainer.sampling.items()]
     if trainer.place != HOST:
         rows.append(Row(HOST, "trainer", "always", trainer.host, "process"))
     problems, notes = [], []

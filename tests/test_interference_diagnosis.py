@@ -68,6 +68,18 @@ def test_a_real_cost_in_sentences():
     assert "run more starts" in sentences(few)[3]
 
 
+def test_what_more_questions_or_samples_would_save():
+    """Starts for a worthwhile effect: noise of few samples and questions is paid for in starts."""
+    rng = np.random.default_rng(0)
+    rates = dict.fromkeys(MODELS, 0.5)
+    counts = [{m: rng.binomial(4, p, size=10) for m, p in rates.items()} for _ in range(6)]
+    found = diagnose([Start.sampled(c, 4) for c in counts], counts, 4, simulations=50)
+    power = found.as_json()["power"]
+    assert power["starts"] > power["starts_with_4_times_the_samples"] >= 2
+    assert power["starts"] > power["starts_with_4_times_the_questions"] >= 2
+    assert f"takes about {power['starts']} starts, " in sentences(found)[2]
+
+
 def test_synergy_is_no_fight():
     shown = drawn({TWO_AGENTS: 0.6, COMPOSED: 0.6}).as_json()
     assert (shown["verdict"], shown["sharing"]) == ("not shown", "synergy")

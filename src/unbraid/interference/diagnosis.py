@@ -39,6 +39,8 @@ PUBLISHED_SAMPLES = 50
 """Source: arXiv 2602.00994, samples per model and question."""
 WORTH_SEEING = 0.1
 """Nats. Choice: the effect of sharing whose price in starts the report names: one success in ten."""
+MORE = 4
+"""Times as many questions, or samples, that the report also names that price for."""
 
 
 class Targets(StrEnum):
@@ -83,10 +85,10 @@ class Diagnosis:
         """Share of questions with λ23 < 0, over starts."""
         return float(np.mean([p.negative for p in self.published]))
 
-    @property
-    def starts_for_worth(self) -> int:
-        """Starts that an effect of `WORTH_SEEING` would take."""
-        return starts_needed(WORTH_SEEING, self.scatter, self.questions, self.samples)
+    def starts_for_worth(self, questions: int = 1, samples: int = 1) -> int:
+        """Starts that an effect of `WORTH_SEEING` would take, with so many times the questions and the samples."""
+        drawn = None if self.samples is None else samples * self.samples
+        return starts_needed(WORTH_SEEING, self.scatter, questions * self.questions, drawn)
 
     def as_json(self) -> dict[str, Any]:
         """What scripts read."""
@@ -109,6 +111,12 @@ class Diagnosis:
             },
             "rates": {name: round(rate.value, 4) for name, rate in self.rates.items()},
             "starts": self.starts,
+            "power": {
+                "effect_nats": WORTH_SEEING,
+                "starts": self.starts_for_worth(),
+                f"starts_with_{MORE}_times_the_questions": self.starts_for_worth(questions=MORE),
+                f"starts_with_{MORE}_times_the_samples": self.starts_for_worth(samples=MORE),
+            },
         }
         if len(self.geometries):
             shown["angles_published_degrees"] = {
@@ -227,11 +235,13 @@ def _on_certainty(d: Diagnosis) -> str:
     few = f"{d.starts} training start{'s' if d.starts != 1 else ''}, {d.questions} questions"
     how = "exact probabilities" if d.samples is None else f"{d.samples} samples each"
     cheap = d.proxy
+    drawn = "" if d.samples is None else f", {d.starts_for_worth(samples=MORE)} with {MORE} times the samples"
     agrees = "contradicts it" if disagree(d.decisive, cheap) else "does not contradict it"
     return (
         f"How sure: {few}, {how}; exchanging the models within starts gives p = {d.decisive.p:.3f}. The cheap proxy, "
         f"less two single-role models taking turns, says {_interval(cheap.estimate)} nats and {agrees}. To see an "
-        f"effect of {WORTH_SEEING} nats four times in five takes about {d.starts_for_worth} starts."
+        f"effect of {WORTH_SEEING} nats four times in five takes about {d.starts_for_worth()} starts, "
+        f"{d.starts_for_worth(questions=MORE)} with {MORE} times the questions{drawn}."
     )
 
 

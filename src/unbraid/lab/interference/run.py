@@ -124,9 +124,12 @@ def validate(
 
 
 def cells_of(series: Series, rates: Mapping[str, float], bases: int, rank: int = RANK) -> list[Cell]:
-    """The cells of a series in the order of running: dose by dose, or, where each takes long, base by base."""
+    """The cells of a series in the order of running: all bases at one dose after the other.
+
+    Where the plan has three doses only, base after base: a run that ends early has them all of fewer bases.
+    """
     numbers = range(TUNING_BASE + 1, TUNING_BASE + 1 + bases)
-    if series.learner is Learner.GRPO:
+    if not set(BETWEEN) & set(PLAN[series]):
         return [Cell(series, base, rho, rates, rank) for base in numbers for rho in PLAN[series]]
     return [Cell(series, base, rho, rates, rank) for rho in PLAN[series] for base in numbers]
 

@@ -24,13 +24,14 @@ from unbraid.chat.types import Mode
 from unbraid.data.read import content_key
 from unbraid.errors import ChatError
 from unbraid.policy import Policy, load_policy
+from unbraid.policy.saving import weights_folder
 from unbraid.prepare import roll_of
 from unbraid.recipe import Recipe, load_recipe
 from unbraid.rollout.config import EnvironmentConfig
 from unbraid.rollout.fleet import Fleet
 from unbraid.rollout.scoring import Roll, SingleStep
 from unbraid.rollout.trajectory import Trajectory
-from unbraid.run.folder import recipe_of, take_weights
+from unbraid.run.folder import policy_of, recipe_of, take_weights
 from unbraid.run.training import Progress, silent
 from unbraid.tasks.environment import Environment
 from unbraid.tasks.episode import Ended, ToolFault
@@ -94,16 +95,19 @@ class Asking:
 
 
 def load_run(run_dir: str | Path, checkpoint: str = "final", overrides: Sequence[str] = ()) -> tuple[Recipe, Policy]:
-    """The recipe of a run, overridden, and its policy.
+    """The recipe of a run or of an exported folder, overridden, and its policy.
 
     Raises:
-        DataError: the folder is no run. CheckpointError: it has no such weights.
+        DataError: the folder is neither. CheckpointError: it has no such weights.
     """
-    recipe_of(run_dir)  # says in one line that a folder is no run
+    made_with = recipe_of(run_dir)  # says in one line that a folder is no run
     recipe = load_recipe([Path(run_dir) / "recipe.yaml"], overrides)
+    if checkpoint == BASE:
+        return recipe, load_policy(recipe.model, recipe.chat)
+    if (recipe.model, recipe.chat) == (made_with.model, made_with.chat):
+        return recipe, policy_of(run_dir, checkpoint)
     policy = load_policy(recipe.model, recipe.chat)
-    if checkpoint != BASE:
-        take_weights(policy, Path(run_dir) / checkpoint)
+    take_weights(policy, weights_folder(run_dir, checkpoint))
     return recipe, policy
 
 

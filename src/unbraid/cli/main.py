@@ -66,6 +66,7 @@ def main() -> None:
     if status == INTERRUPTED:
         goes_on = sys.argv[1:2] not in (["serve"], ["chat"], ["serve-retriever"])
         hint = "; the same command with --resume goes on from the last checkpoint" if goes_on else ""
+        hint = "; the same command goes on where it was" if sys.argv[1:2] == ["bench"] else hint
         if is_first():
             errors.print(f"stopped{hint}", highlight=False)
     sys.exit(status)

@@ -77,7 +77,7 @@ def write_comparison(path: str | Path, compared: Compared) -> None:
             title=compared.title,
             compared=compared,
             colour=lambda run: style_of(run).colour,
-            wide=difference_picture(compared, 600.0),
+            wide=difference_picture(compared, 860.0),
             narrow=difference_picture(compared, 370.0),
             episodes=(),
         )

@@ -9,6 +9,7 @@ from policies import sampled_batch
 from typer.testing import CliRunner
 
 from unbraid.cli.main import app
+from unbraid.errors import CheckpointError
 from unbraid.interference.attribution import COMPOSED, VARIANTS
 from unbraid.interference.diagnosis import Targets, diagnose, judge_targets, sentences
 from unbraid.interference.geometry import Angle
@@ -26,10 +27,12 @@ from unbraid.lab.interference.run import (
     last_line,
 )
 from unbraid.learn.importance import sequence_logprobs
+from unbraid.learn.log import read_metrics
 from unbraid.policy import load_policy
 from unbraid.recipe import load_recipe
 from unbraid.report.interference import Section, attribution_picture, write_interference
-from unbraid.run.interference import _put_start, plain_recipe, trained_recipes
+from unbraid.run.folder import claim
+from unbraid.run.interference import _put_start, interference, plain_recipe, trained_recipes
 
 MODELS = (*VARIANTS, COMPOSED, TWO_AGENTS, WIDE)
 
@@ -127,6 +130,17 @@ def test_recipes_differ_in_what_is_compared_only():
     assert wide is not None
     assert (wide.rank, wide.alpha) == (8, 16)
     assert WIDE not in trained_recipes(plain_recipe(load_recipe(["conflict-world"])))
+    held = trained_recipes(plain_recipe(load_recipe(["conflict-world"], ["learn.off_role_kl=0.1"])))
+    assert {name for name, r in held.items() if r.learn.needs_reference} == {"reasoning", "tool"}
+
+
+def test_models_of_another_recipe_are_not_taken(tmp_path):
+    """Asked again with other settings, a folder that is there must not answer for them."""
+    recipe = load_recipe(["conflict-world"], ["learn.steps=3"])
+    made = trained_recipes(plain_recipe(recipe))["tool"]
+    claim(tmp_path / "start-0" / "tool", made, "")
+    with pytest.raises(CheckpointError, match=r"learn.steps.*--out"):
+        interference(load_recipe(["conflict-world"], ["learn.steps=4"]), tmp_path, starts=1)
 
 
 def test_best_rates_need_all_tries_and_take_both_ends():
@@ -217,13 +231,18 @@ def test_all_models_of_a_warm_start_begin_alike(tmp_path):
 @pytest.mark.slow
 def test_the_command_goes_on_where_it_was(tmp_path):
     """Every stage of a tiny diagnosis; the second call reads what the first one left."""
-    asked = ["interference", "conflict-world", "model.adapter={rank: 2, alpha: 4}", "learn.steps=2", "--starts", "1",
-             "--questions", "6", "--samples", "8", "--out", str(tmp_path / "out")]  # fmt: skip
+    asked = ["interference", "conflict-world", "model.adapter={rank: 2, alpha: 4}", "learn.steps=2",
+             "learn.off_role_kl=0.1", "--starts", "1", "--questions", "6", "--samples", "8",
+             "--out", str(tmp_path / "out")]  # fmt: skip
     first = CliRunner().invoke(app, asked)
     assert first.exit_code == 0, first.output
     line = json.loads(first.stdout.splitlines()[-1])
     assert line["verdict"] == "too few starts to say"
     assert set(line["rates"]) == {*MODELS, "composed_routed"}
+    assert "held at the start by a KL of weight 0.1" in (tmp_path / "out" / "interference.html").read_text()
+    # Only those that learn one role have a KL to log.
+    logged = {name: read_metrics(tmp_path / "out" / "start-0" / name)[0] for name in (UNIFIED, "reasoning", "tool")}
+    assert [name for name, row in logged.items() if row.get("kl") is not None] == ["reasoning", "tool"]
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "start-0").rglob("*.json")}
     again = CliRunner().invoke(app, asked)
     assert json.loads(again.stdout.splitlines()[-1]) == line

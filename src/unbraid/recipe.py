@@ -86,6 +86,8 @@ class Recipe(BaseModel):
         del kept["learn"]["interference_every"]  # it looks on and changes nothing
         if self.learn.roles == "both":  # likewise
             del kept["learn"]["roles"]
+        if not self.learn.off_role_kl:  # likewise
+            del kept["learn"]["off_role_kl"]
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -32,7 +32,8 @@ def interference(
     with Bars() as bars:
         found = diagnose_recipe(loaded, folder, starts, questions, samples, bars.show)
     command = f"unbraid interference {' '.join(recipe)} --starts {starts} --questions {questions} --samples {samples}"
-    lines = sentences(found)
+    lines, weight = sentences(found), loaded.learn.off_role_kl
+    held = f"held at the start by a KL of weight {weight:g} (learn.off_role_kl)" if weight else "free to drift"
     write_interference(
         folder / "interference.html",
         f"Reasoning and tool use: {loaded.name}",
@@ -40,12 +41,12 @@ def interference(
         [Section("diagnosis", "Verdict", found)],
         [attribution_picture(found, "diagnosis")],
         command,
-        {"recipe": loaded.label or loaded.name, "steps": str(loaded.learn.steps)},
+        {"recipe": loaded.label or loaded.name, "steps": str(loaded.learn.steps), "other role": held},
     )
     for line in lines:
         console.print(line, highlight=False)
     console.print(f"page [bold]{folder / 'interference.html'}[/]", highlight=False)
-    shown = found.as_json() | {"sentences": lines, "command": command}
+    shown = found.as_json() | {"sentences": lines, "command": command, "off_role_kl": weight}
     (folder / "interference.json").write_text(json.dumps(shown, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(json.dumps(found.as_json()))
 

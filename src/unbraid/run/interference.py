@@ -36,7 +36,7 @@ from unbraid.policy.routing import RoutingConfig, make_router
 from unbraid.policy.two_agents import TwoAgents
 from unbraid.prepare import TaskSets, load_tasks, make_environment, roll_of
 from unbraid.recipe import Recipe
-from unbraid.run.folder import replace_folder, take_weights
+from unbraid.run.folder import refuse_other_runs, replace_folder, take_weights
 from unbraid.run.training import Progress, silent, train, warm_up
 from unbraid.tasks.task import Task
 
@@ -57,7 +57,7 @@ def interference(
         questions: test tasks that every model is asked. samples: responses to each, at the recipe's temperature.
 
     Raises:
-        ModelError: the recipe leaves nothing to share.
+        ModelError: at the start there is nothing to learn from. CheckpointError: `out` is of another recipe.
     """
     folder = Path(out)
     plain = plain_recipe(recipe)
@@ -111,11 +111,17 @@ def trained_recipes(plain: Recipe) -> dict[str, Recipe]:
 def one_start(
     plain: Recipe, folder: Path, questions: int, samples: int, progress: Progress
 ) -> tuple[dict[str, np.ndarray], Geometry]:
-    """Successes of every model, (questions,) each, and the gradients of one start."""
+    """Successes of every model, (questions,) each, and the gradients of one start.
+
+    Raises:
+        CheckpointError: the folder holds models of another recipe.
+    """
+    recipes = trained_recipes(plain)
+    for name, recipe in recipes.items():
+        refuse_other_runs(folder / name, recipe, resume=True)
     begin = _start(plain, folder, progress)
     tasks = load_tasks(plain, begin, make_environment(plain))
     found = look(plain, begin, tasks, folder / "geometry.json")
-    recipes = trained_recipes(plain)
     for name, recipe in recipes.items():
         if not (folder / name / "final").is_dir():
             _put_start(recipe, begin, folder, name)

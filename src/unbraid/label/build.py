@@ -318,7 +318,8 @@ def _write_set(path: Path, tasks: Sequence[Task]) -> None:
 
 def step_row(step: Step) -> dict[str, Any]:
     """A step's books as JSON."""
-    return {"name": step.name, "sources": {name: asdict(count) for name, count in step.sources.items()}}
+    counts = {n: {"came": c.came, "kept": c.kept, "dropped": dict(c.dropped)} for n, c in step.sources.items()}
+    return {"name": step.name, "sources": counts}
 
 
 def read_step(row: Mapping[str, Any]) -> Step:

@@ -200,8 +200,9 @@ def test_the_command(world: tuple, tmp_path: Path):
 
 def test_the_line_that_serves(world: tuple):
     _, policies = world
-    line = serve_command("routed", policies["routed"].format, "BASE", ("reasoning", "action"), 4)
-    assert line.startswith("vllm serve BASE --tokenizer=.")
+    line = serve_command("routed", policies["routed"].format, "BASE", ("reasoning", "action"), 4, "float64")
+    assert line.startswith("vllm serve BASE --dtype=float32 --reasoning-parser=qwen3")
     assert "--max-lora-rank=8 --lora-modules reasoning=./reasoning action=./action" in line
-    assert serve_command("whole", policies["whole"].format, "BASE", (), 0).startswith("vllm serve . --reasoning-parser")
+    whole = serve_command("whole", policies["whole"].format, "BASE", (), 0, "bfloat16")
+    assert whole.startswith("vllm serve . --dtype=bfloat16 --reasoning-parser")
     assert chat_tokenizer(modes=True).chat_template != chat_tokenizer().chat_template

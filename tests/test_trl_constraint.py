@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from policies import sampled_batch, tiny_policy
-from trl import GRPOTrainer
+from trl.trainer.grpo_trainer import GRPOTrainer
 from trl_worlds import CHAT, chat_format, chat_model, chat_tokenizer, grpo_config, lengths, prompts
 
 from unbraid.chat.types import Mode
@@ -91,7 +91,7 @@ def trainer_of(policy: Policy, folder: Path, *constraints: ConstraintConfig, kin
         processing_class=policy.tokenizer, **extra,
     )  # fmt: skip
     trainer.current_gradient_accumulation_steps = 1
-    trainer.model.train()
+    policy.model.train()
     return trainer
 
 

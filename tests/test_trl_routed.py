@@ -8,7 +8,7 @@ import peft
 import pytest
 import torch
 from datasets import Dataset
-from trl import SFTTrainer
+from trl.trainer.sft_trainer import SFTTrainer
 from trl_worlds import (
     CHAT,
     chat_format,
@@ -104,7 +104,7 @@ def test_generation_equals_whole_calls(routing: dict[str, Any]):
 
 def test_routes_of_turns_results_and_forced_modes():
     format, model = chat_format(), routed_chat_model()
-    template = chat_tokenizer(modes=True)
+    template: Any = chat_tokenizer(modes=True)
     messages = [
         {"role": "user", "content": "Tomorrow?"},
         {"role": "assistant", "content": "<think>\nx\n</think>\n\n<tool_call>\n1\n</tool_call>"},
@@ -120,9 +120,8 @@ def test_routes_of_turns_results_and_forced_modes():
         written += [True] * len(format.encode(own + closed)) + [False] * len(format.encode(rest))
         written += [False] * len(format.encode("<|im_start|>assistant\n")) if number + 1 < len(turns) else []
     seen: list[np.ndarray] = []
-    model.get_base_model().model.layers[0].register_forward_pre_hook(
-        lambda *_: seen.append(np.asarray(model.routing.routes)[0])
-    )
+    inner: Any = model.get_base_model()
+    inner.model.layers[0].register_forward_pre_hook(lambda *_: seen.append(np.asarray(model.routing.routes)[0]))
     with torch.no_grad():
         model(input_ids=torch.tensor([ids]))
     assert np.array_equal(seen[0], _loop(format, ids, written))
@@ -144,7 +143,7 @@ def _loop(format: Any, ids: list[int], written: list[bool]) -> np.ndarray:
     return np.array(routes)
 
 
-def trained(folder: Path, model: Any, resume: str | None = None, **settings: Any) -> SFTTrainer:
+def trained(folder: Path, model: Any, resume: str | None = None, **settings: Any) -> Any:
     trainer = SFTTrainer(
         model=model, args=sft_config(folder, **settings), train_dataset=conversations(),
         processing_class=chat_tokenizer(),

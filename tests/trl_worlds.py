@@ -7,7 +7,8 @@ import torch
 from datasets import Dataset
 from tiny import CHATML, tiny_tokenizer
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-from trl import GRPOConfig, SFTConfig
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.sft_config import SFTConfig
 
 from unbraid.chat import PRESETS
 from unbraid.chat.format import ChatConfig, ChatFormat
@@ -26,14 +27,14 @@ def chat_tokenizer(modes: bool = False) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def chat_model(seed: int = 0, sharp: float = 0.1) -> Any:
+def chat_model(seed: int = 0, sharp: float = 0.1, head: int = 16) -> Any:
     """A random Qwen3 over that tokenizer's ids."""
-    size = len(chat_tokenizer())
+    tokenizer: Any = chat_tokenizer()
     config = Qwen3Config(
-        vocab_size=size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, initializer_range=sharp, tie_word_embeddings=False,
-        max_position_embeddings=512, bos_token_id=None, eos_token_id=chat_tokenizer().eos_token_id,
-        pad_token_id=chat_tokenizer().pad_token_id,
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=head, initializer_range=sharp, tie_word_embeddings=False,
+        max_position_embeddings=512, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -48,15 +48,16 @@ class Card:
             f"# {self.name}",
             self._what(),
             self._modes(),
-            "## Use\n\n" + usage(self.kind, self.chat, self.base, self.adapters, self.rank, self._tokens()),
+            "## Use\n\n" + self._use(),
             "## Results\n\n" + self._results(),
             "## Training\n\n" + self._training(),
             "## Where it comes from\n\n" + self._origin(),
         ]
         return "\n\n".join(sections) + "\n"
 
-    def _tokens(self) -> int:
-        return self.recipe.rollout.max_new_tokens
+    def _use(self) -> str:
+        dtype, tokens = self.recipe.model.dtype, self.recipe.rollout.max_new_tokens
+        return usage(self.kind, self.chat, self.base, self.adapters, self.rank, dtype, tokens)
 
     def _header(self) -> str:
         data = ModelCardData(

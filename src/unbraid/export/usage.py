@@ -34,13 +34,12 @@ base = AutoModelForCausalLM.from_pretrained({base!r}, dtype="auto")
 """
 
 
-def usage(
-    kind: Kind, chat: ChatFormat, base: str, adapters: Sequence[str], rank: int, tokens: int, path: str = "."
-) -> str:
+def usage(kind: Kind, chat: ChatFormat, base: str, adapters: Sequence[str], rank: int, dtype: str, tokens: int) -> str:
     """The section on use.
 
     Args:
-        adapters: of a routed model. rank: the largest of them. tokens: longest response that was trained.
+        adapters: of a routed model. rank: the largest of them. dtype: of the weights. tokens: of the longest response that
+            was trained.
     """
     generate = _GENERATE.format(tokens=tokens)
     loads = _WHOLE if kind == "whole" else _ADAPTER.format(base=base)
@@ -50,7 +49,7 @@ def usage(
         loads += f"model = PeftModel.from_pretrained(base, path, subfolder={adapters[0]!r})  # one of them, alone\n"
     parts = [
         f"With {'transformers' if kind == 'whole' else 'PEFT'}:\n\n```python\n{loads}{generate}```",
-        f"With vLLM:\n\n```sh\n{serve_command(kind, chat, base, adapters, rank, path)}\n```",
+        f"With vLLM:\n\n```sh\n{serve_command(kind, chat, base, adapters, rank, dtype)}\n```",
         "With unbraid, which reads `recipe.yaml`:\n\n```sh\nunbraid serve .\nunbraid chat .\n```",
     ]
     if kind == "routed":
@@ -63,15 +62,18 @@ def usage(
     return "\n\n".join(parts)
 
 
-def serve_command(kind: Kind, chat: ChatFormat, base: str, adapters: Sequence[str], rank: int, path: str = ".") -> str:
+def serve_command(
+    kind: Kind, chat: ChatFormat, base: str, adapters: Sequence[str], rank: int, dtype: str, path: str = "."
+) -> str:
     """The line that serves the folder by vLLM as it is published, without unbraid."""
     reading, _, _ = parsers(chat)
+    # By itself vLLM would serve weights in float32 in a shorter type.
+    flags = [f"--dtype={'float32' if dtype == 'float64' else dtype}", *reading]
     if kind == "whole":
-        flags = [path]
-    else:
-        loaded = [f"{name}={path}/{name}" for name in adapters] if kind == "routed" else [f"tuned={path}"]
-        flags = [
-            base, f"--tokenizer={path}", f"--chat-template={path}/chat_template.jinja", f"--generation-config={path}",
-            "--enable-lora", f"--max-lora-rank={lora_rank(rank)}", "--lora-modules", *loaded,
-        ]  # fmt: skip
-    return "vllm serve " + " ".join(map(shlex.quote, [*flags, *reading]))
+        return "vllm serve " + " ".join(map(shlex.quote, [path, *flags]))
+    loaded = [f"{name}={path}/{name}" for name in adapters] if kind == "routed" else [f"tuned={path}"]
+    flags += [
+        f"--tokenizer={path}", f"--chat-template={path}/chat_template.jinja", f"--generation-config={path}",
+        "--enable-lora", f"--max-lora-rank={lora_rank(rank)}", "--lora-modules", *loaded,
+    ]  # fmt: skip
+    return "vllm serve " + " ".join(map(shlex.quote, [base, *flags]))

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import GRPOTrainer
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from unbraid.chat.format import ChatConfig, ChatFormat
 from unbraid.errors import CheckpointError, ModelError
@@ -73,7 +73,8 @@ class ConstrainedGRPOTrainer(GRPOTrainer):
             here = count(output, self.format)
             device = output["completion_ids"].device
             sums = torch.tensor([here.sequences, here.responses, here.free, here.think], device=device)
-            sequences, responses, free, think = self.accelerator.reduce(sums, reduction="sum").tolist()
+            total: Any = self.accelerator.reduce(sums, reduction="sum")
+            sequences, responses, free, think = total.tolist()
             output[RESPONSES] = torch.tensor(responses / sequences)
             # TRL's samplers give no choice probabilities; the observed modes estimate them, as `think_share` says.
             output[SHARE] = torch.tensor(think / free if free else math.nan)
@@ -86,7 +87,7 @@ class ConstrainedGRPOTrainer(GRPOTrainer):
         return found
 
     def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
-        if not (self.constraints and self.model.training):
+        if not (self.constraints and model.training):
             return super()._compute_loss(model, inputs)
         with self._hidden_states() as hidden:
             loss = super()._compute_loss(model, inputs)

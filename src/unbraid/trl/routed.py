@@ -81,7 +81,8 @@ class RoutedModel(PeftModelForCausalLM):
 
     def set_adapter(self, adapter_name: Any, inference_mode: bool = False) -> None:
         """All adapters stay active and trained, whichever is asked for: TRL's resuming names the first alone."""
-        self.base_model.set_adapter(list(self.routing.router.adapters), inference_mode=inference_mode)
+        tuner: Any = self.base_model
+        tuner.set_adapter(list(self.routing.router.adapters), inference_mode=inference_mode)
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
@@ -95,7 +96,8 @@ class RoutedModel(PeftModelForCausalLM):
         if options["use_reentrant"]:
             raise ModelError("use_reentrant: routed adapters take gradient checkpointing without it: set it False")
         options["context_fn"] = partial(checkpoint_contexts, self)
-        self.get_base_model().activation_checkpointing_enable(activation_checkpointing_kwargs=options, **kwargs)
+        inner: Any = self.get_base_model()
+        inner.activation_checkpointing_enable(activation_checkpointing_kwargs=options, **kwargs)
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any

@@ -54,7 +54,8 @@ class Gold:
 class Oracle:
     """Answers by the id in the request's trace header. spoilt: entries whose first answer is made wrong.
 
-    asked: how often each entry's first request came. fails: how many requests get a 503 before anything is answered.
+    asked: how often each entry's first request was answered. fails: so many requests get a 503 first. dies_after: from
+    then on all do.
     """
 
     def __init__(self, gold: Gold, spoilt: Callable[[str], bool] = lambda name: False, thinks: bool = False):
@@ -62,6 +63,7 @@ class Oracle:
         self.asked: dict[str, int] = {}
         self.bodies: list[dict[str, Any]] = []
         self.fails = 0
+        self.dies_after: int | None = None
         self._lock = threading.Lock()
 
     @contextmanager
@@ -79,10 +81,10 @@ class Oracle:
         name = request.headers["x-request-id"].split("/")[1]
         body = await request.json()
         with self._lock:
-            if self.fails:
-                self.fails -= 1
+            self.fails -= self.fails > 0
+            if self.fails or (self.dies_after is not None and len(self.bodies) >= self.dies_after):
                 return JSONResponse({"error": {"message": "busy"}}, 503)
-            first = not any(one["role"] in ("assistant", "tool") for one in body["messages"][-1:-3:-1])
+            first = not any(one["role"] == "assistant" for one in body["messages"])
             self.asked[name] = self.asked.get(name, 0) + first
             self.bodies.append(body)
         return JSONResponse(_completion(self._answer(name, body), self.thinks))

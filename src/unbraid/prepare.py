@@ -144,7 +144,8 @@ def roll_of(recipe: Recipe, policy: Policy, acts_in: Environment | None = None, 
         else:
             sampler = LocalSampler(policy, rollout.max_batch)
         roll = SingleStep(sampler, policy.format, reward_function(recipe.reward), rollout.max_new_tokens)
-        return SharedRoll(roll, by_first=recipe.sampler.engine != "local") if ranks.world() > 1 else roll
+        by_first = recipe.sampler.engine != "local"
+        return SharedRoll(roll, by_first=by_first, policy=policy) if ranks.world() > 1 else roll
     player = Player(
         acts_in or environment(recipe.environment.name),
         policy.format,
@@ -154,7 +155,7 @@ def roll_of(recipe: Recipe, policy: Policy, acts_in: Environment | None = None, 
     )
     episodes = EpisodeRoll(player, served if fleet else slots)
     if ranks.world() > 1:
-        return SharedRoll(episodes.play, refuse_failures, by_first=recipe.sampler.engine != "local")
+        return SharedRoll(episodes.play, refuse_failures, recipe.sampler.engine != "local", policy)
     return episodes
 
 

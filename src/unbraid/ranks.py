@@ -61,6 +61,8 @@ def joined(device: str = "auto") -> Iterator[None]:
         raise RanksError(f"model.device is {device}, and so for every rank: set auto, and each takes its own")
     from accelerate import PartialState
 
+    # Else transformers would leave the weights of all ranks but the first empty, for Accelerate to fill them.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     try:
         PartialState(cpu=device == "cpu", timeout=PATIENCE)
     except (RuntimeError, ValueError) as problem:

@@ -18,14 +18,15 @@ from unbraid.learn.batch import MODES, TokenBatch, collate, think_share
 from unbraid.learn.config import LearnConfig
 from unbraid.learn.constraint import Constraint
 from unbraid.learn.fast import score
-from unbraid.learn.importance import importance_weights, mismatch_metrics, sequence_logprobs, to_targets
+from unbraid.learn.importance import Seen, importance_weights, sequence_logprobs, to_targets
 from unbraid.learn.isolation import backward
 from unbraid.learn.objective import Scores, kl_terms, policy_terms, token_weights
 from unbraid.learn.profile import Profile
-from unbraid.learn.reduce import sum_counts, sum_gradients
+from unbraid.learn.reduce import clip_gradients, sum_counts, sum_gradients
 from unbraid.learn.schedule import rate_at
 from unbraid.learn.shares import minibatches, share_out
 from unbraid.policy import Policy
+from unbraid.policy.sharding import in_step, is_sharded
 from unbraid.rollout.trajectory import Trajectory
 from unbraid.tokens import Role
 
@@ -72,6 +73,8 @@ def update(
         temperature: that of sampling: the policy that is trained is the one that was sampled.
         correct: the sampler was measured to be further from the trainer than rounding (`importance: auto`).
     """
+    if is_sharded(policy.model):  # the fast way runs parts of the model by themselves, whose weights are elsewhere
+        config = config.model_copy(update={"fast": False})
     rewards = np.array([t.reward for t in trajectories], dtype=np.float64)
     advantages = group_advantages(rewards, groups, config.advantage_scale)
     rounds = minibatches(groups, config, step)
@@ -110,31 +113,6 @@ def update(
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the trainer found of sampled tokens with the weights that sampled them, (n,) per micro-batch.
-
-    gaps: its log-probs minus the sampler's. entropies: nats. modes: of the response, as in `TokenBatch.mode`.
-    """
-
-    gaps: list[torch.Tensor] = field(default_factory=list)
-    entropies: list[torch.Tensor] = field(default_factory=list)
-    modes: list[torch.Tensor] = field(default_factory=list)
-
-    def metrics(self, cap: float | None) -> dict[str, float]:
-        """The gap, and `learn/entropy`, a mean over tokens, by mode too, of all ranks; nothing if nothing was seen."""
-        mine = [(g.cpu(), e.cpu(), m.cpu()) for g, e, m in zip(self.gaps, self.entropies, self.modes, strict=True)]
-        every = [part for parts in ranks.gather(lambda: mine) for part in parts]
-        if not every:
-            return {}
-        gaps, entropies, modes = (torch.cat(parts) for parts in zip(*every, strict=True))
-        found = {"learn/entropy": float(entropies.mean())}
-        for mode in (Mode.THINK, Mode.NO_THINK):
-            own = entropies[modes == MODES.index(mode)]
-            found[f"learn/entropy/{mode}"] = float(own.mean()) if len(own) else float("nan")
-        return mismatch_metrics(gaps, cap) | found
-
-
-@dataclass(frozen=True)
 class _Piece:
     """One sequence that the model saw as one, as much of it as the loss needs.
 
@@ -166,7 +144,7 @@ class _Work:
 
 
 def _optimiser_step(
-    work: _Work, rows: np.ndarray, optimiser: torch.optim.Optimizer, seen: "Seen | None"
+    work: _Work, rows: np.ndarray, optimiser: torch.optim.Optimizer, seen: Seen | None
 ) -> dict[str, float]:
     """Gradients over all micro-batches of one minibatch, then one step."""
     policy, config, modes = work.policy, work.config, work.policy.format.modes
@@ -178,39 +156,41 @@ def _optimiser_step(
     sums = dict.fromkeys(SUMS, 0.0)
     policy.model.train()
     optimiser.zero_grad(set_to_none=True)
-    for part in _micro_batches(pieces, work.groups, config):
-        references, before = [p.reference for p in part], [p.before for p in part if p.before is not None]
-        batch = collate(
-            [p.sequence for p in part],
-            work.advantages[[p.row for p in part]],
-            modes.position,
-            [r for r in references if r is not None] or None,
-            share,
-            modes.shared,
-            [p.tokens for p in part],
-            policy.router,
-        ).to(policy.device)
-        with work.profile("forward"):
-            scores = score(policy, batch, work.temperature, config.fast, work.profile)
-            loss = micro_batch_loss(
-                scores,
-                batch,
-                work.constraints,
-                config,
-                totals,
-                sums,
-                cap=work.cap,
-                before=to_targets(before).to(policy.device) if before else None,
-                seen=seen,
-            )
-        with work.profile("backward"):
-            backward(policy.model, loss, scores.with_gradient, batch.owners)
+    parts = list(_micro_batches(pieces, work.groups, config))
+    with in_step(policy.model, len(parts)):
+        for part in parts:
+            references, before = [p.reference for p in part], [p.before for p in part if p.before is not None]
+            batch = collate(
+                [p.sequence for p in part],
+                work.advantages[[p.row for p in part]],
+                modes.position,
+                [r for r in references if r is not None] or None,
+                share,
+                modes.shared,
+                [p.tokens for p in part],
+                policy.router,
+            ).to(policy.device)
+            with work.profile("forward"):
+                scores = score(policy, batch, work.temperature, config.fast, work.profile)
+                loss = micro_batch_loss(
+                    scores,
+                    batch,
+                    work.constraints,
+                    config,
+                    totals,
+                    sums,
+                    cap=work.cap,
+                    before=to_targets(before).to(policy.device) if before else None,
+                    seen=seen,
+                )
+            with work.profile("backward"):
+                backward(policy.model, loss, scores.with_gradient, batch.owners)
     parameters = [p for _, p in policy.trainable()]
     sum_gradients(parameters)
     sums = dict(zip(sums, sum_counts(list(sums.values())), strict=True))
     if any(p.grad is not None for p in parameters):
         with work.profile("optimiser"):
-            sums["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
+            sums["grad_norm"] = clip_gradients(parameters, config.max_grad_norm)
             optimiser.step()
     return sums
 
@@ -260,7 +240,7 @@ def micro_batch_loss(
     *,
     cap: float | None = None,
     before: torch.Tensor | None = None,
-    seen: "Seen | None" = None,
+    seen: Seen | None = None,
 ) -> torch.Tensor:
     """This micro-batch's share of the loss: policy term + KL − entropy bonuses; adds what to log to `sums`.
 
@@ -354,10 +334,12 @@ def _with_logprobs(work: _Work, rounds: Sequence[np.ndarray], *, before: bool) -
     def logprobs() -> list[np.ndarray]:
         found: dict[int, np.ndarray] = {}
         for rows in rounds:
-            for part in _micro_batches([p for p in pieces if p.row in set(rows.tolist())], work.groups, config):
-                sequences = [p.sequence for p in part]
-                values = sequence_logprobs(work.policy, sequences, len(part), work.temperature, config.fast)
-                found |= {id(p): own for p, own in zip(part, values, strict=True)}
+            parts = list(_micro_batches([p for p in pieces if p.row in set(rows.tolist())], work.groups, config))
+            with in_step(work.policy.model, len(parts), learn=False):
+                for part in parts:
+                    sequences = [p.sequence for p in part]
+                    values = sequence_logprobs(work.policy, sequences, len(part), work.temperature, config.fast)
+                    found |= {id(p): own for p, own in zip(part, values, strict=True)}
         return [found[id(p)] for p in pieces]
 
     pieces, config = list(work.pieces), work.config

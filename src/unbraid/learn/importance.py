@@ -26,16 +26,44 @@ gradient as it is.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unbraid.learn.batch import collate
+from unbraid import ranks
+from unbraid.chat.types import Mode
+from unbraid.learn.batch import MODES, collate
 from unbraid.learn.fast import score
 from unbraid.policy import Policy
 from unbraid.rollout.probe import Gap
 from unbraid.rollout.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the trainer found of sampled tokens with the weights that sampled them, (n,) per micro-batch.
+
+    gaps: its log-probs minus the sampler's. entropies: nats. modes: of the response, as in `TokenBatch.mode`.
+    """
+
+    gaps: list[torch.Tensor] = field(default_factory=list)
+    entropies: list[torch.Tensor] = field(default_factory=list)
+    modes: list[torch.Tensor] = field(default_factory=list)
+
+    def metrics(self, cap: float | None) -> dict[str, float]:
+        """The gap, and `learn/entropy`, a mean over tokens, by mode too, of all ranks; nothing if nothing was seen."""
+        mine = [(g.cpu(), e.cpu(), m.cpu()) for g, e, m in zip(self.gaps, self.entropies, self.modes, strict=True)]
+        every = [part for parts in ranks.gather(lambda: mine) for part in parts]
+        if not every:
+            return {}
+        gaps, entropies, modes = (torch.cat(parts) for parts in zip(*every, strict=True))
+        found = {"learn/entropy": float(entropies.mean())}
+        for mode in (Mode.THINK, Mode.NO_THINK):
+            own = entropies[modes == MODES.index(mode)]
+            found[f"learn/entropy/{mode}"] = float(own.mean()) if len(own) else float("nan")
+        return mismatch_metrics(gaps, cap) | found
 
 
 @torch.no_grad()

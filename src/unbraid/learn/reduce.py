@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from unbraid import ranks
 
@@ -16,8 +17,11 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     of at most `BUCKET` numbers, in float32 or wider. A parameter that no process has a gradient for keeps none, so that
     the optimiser leaves it alone everywhere or nowhere.
 
+    Gradients of sharded weights have been summed by FSDP already and are left as they are.
+
     The losses of all processes must be shares of one loss (`learn.grpo.Totals` over all of them): it is a sum.
     """
+    parameters = [p for p in parameters if not isinstance(p, DTensor)]
     if ranks.world() == 1 or not parameters:
         return
     wide = torch.promote_types(parameters[0].dtype, torch.float32)
@@ -29,6 +33,12 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
         ranks.sum_tensor(flat)
         for parameter, grad in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
             parameter.grad = grad.view_as(parameter).to(parameter.dtype)
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], most: float) -> float:
+    """Scale all gradients down to a norm of `most` where it is larger; returns what it was."""
+    norm = nn.utils.clip_grad_norm_(parameters, most)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 BUCKET = 2**26

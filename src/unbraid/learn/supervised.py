@@ -24,10 +24,19 @@ from unbraid.errors import ChatError, ModelError
 from unbraid.learn.fast import head_for
 from unbraid.learn.head import Head, score_hidden
 from unbraid.learn.isolation import backward
-from unbraid.learn.reduce import sum_counts, sum_gradients
+from unbraid.learn.reduce import clip_gradients, sum_counts, sum_gradients
 from unbraid.learn.schedule import Decay, rate_at
 from unbraid.policy.memory import HEAD_LOGITS
 from unbraid.policy.routed_lora import Binding, Routes, routed
+from unbraid.policy.sharding import (
+    in_step,
+    is_sharded,
+    overwrite,
+    part_of,
+    shares_of,
+    whole_parameters,
+    whole_state,
+)
 from unbraid.tasks.task import Task
 from unbraid.tokens import NONE
 
@@ -349,16 +358,18 @@ class SupervisedTrainer:
         config = self.config
         rate = rate_at(self.step, config.steps, config.learning_rate, config.ramp_steps, config.decay)
         loss = 0.0
-        for part in rows.share(ranks.rank(), ranks.world()).split(self.config.micro_batch_tokens):
-            if part.weights.any():
-                nll, weights, owners = weighted_losses(self.model, part, self.fast)
+        mine = rows.share(ranks.rank(), ranks.world())
+        parts = [part for part in mine.split(config.micro_batch_tokens) if part.weights.any()]
+        with in_step(self.model, len(parts)):
+            for part in parts:
+                nll, weights, owners = weighted_losses(self.model, part, self.fast and not is_sharded(self.model))
                 part_loss = (nll * weights).sum() / total
                 backward(self.model, part_loss, [nll], owners)
                 loss += part_loss.item()
         sum_gradients(self.parameters)
         (loss,) = sum_counts([loss])
         loss += self.beside(self.step) if self.beside else 0.0
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm).item()
+        norm = clip_gradients(self.parameters, self.config.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -376,12 +387,17 @@ class SupervisedTrainer:
         self.model.eval()
 
     def state_dict(self) -> dict[str, Any]:
-        """Trained weights, optimiser and step: all there is, for a model without dropout draws nothing at random."""
-        trained = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
-        return {"model": trained, "optimizer": self.optimizer.state_dict(), "step": self.step}
+        """Trained weights, optimiser and step: all there is, for a model without dropout draws nothing at random.
+
+        Sharded ones are whole in it, on rank 0; every rank calls this at once.
+        """
+        return {"model": whole_parameters(self.model), "optimizer": whole_state(self.optimizer), "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken."""
-        self.model.load_state_dict(state["model"], strict=False)  # a frozen base is not in it
-        self.optimizer.load_state_dict(state["optimizer"])
+        trained = dict(self.model.named_parameters())
+        overwrite(
+            [trained[name] for name in state["model"]], [part_of(v, trained[n]) for n, v in state["model"].items()]
+        )
+        self.optimizer.load_state_dict(shares_of(state["optimizer"], self.parameters))
         self.step = state["step"]

@@ -26,6 +26,7 @@ from unbraid.learn.log import METRICS, NoLog, RunLog
 from unbraid.learn.metrics import rollout_metrics, unread_warning
 from unbraid.learn.schedule import epochs
 from unbraid.policy import Policy
+from unbraid.policy.sharding import shares_of, whole_state
 from unbraid.rollout.config import RolloutConfig
 from unbraid.rollout.scoring import Roll
 from unbraid.rollout.trajectory import Trajectory
@@ -83,7 +84,8 @@ class Training:
         if checkpoint:
             saved = ranks.agree(lambda: self.store.restore(checkpoint, self.policy))
             done, best = checkpoint.step, saved["best"]
-            optimiser.load_state_dict(saved["optimiser"])
+            trained = [p for _, p in self.policy.trainable()]
+            optimiser.load_state_dict(shares_of(saved["optimiser"], trained))
             self.watch.load_state_dict(saved["watch"])
             batches.restore(saved["drawn"])
             for constraint, state in zip(self.constraints, saved["constraints"], strict=True):
@@ -110,7 +112,8 @@ class Training:
     def _save(self, done: int, state: dict[str, Any], best: int | None, drawn: Sequence[Trajectory]) -> None:
         """One checkpoint of all ranks, by the first: they have the same weights, which is made sure of."""
         ranks.check_same(f"weights after step {done}", self.policy.digest() if ranks.world() > 1 else ())
-        ranks.first(lambda: self.store.save(done, self.policy, state, best, drawn))
+        with self.policy.whole():
+            ranks.first(lambda: self.store.save(done, self.policy, state, best, drawn))
 
     def _stop_if_collapsed(self, done: int) -> None:
         if self.learn.stop_on_collapse and self.watch.collapsed:
@@ -220,7 +223,7 @@ class Training:
 
     def _state(self, optimiser: torch.optim.Optimizer, best: dict[str, float]) -> dict[str, Any]:
         return {
-            "optimiser": optimiser.state_dict(),
+            "optimiser": whole_state(optimiser),
             "constraints": [c.state_dict() for c in self.constraints],
             "watch": self.watch.state_dict(),
             "best": dict(best),

@@ -20,6 +20,7 @@ from unbraid.plugins import call, names_code
 from unbraid.policy.routed_lora import Binding, Routes, checkpoint_contexts, route_adapters
 from unbraid.policy.routing import RoutingConfig, make_router
 from unbraid.policy.saving import load_model, save_model
+from unbraid.policy.sharding import is_sharded, overwrite, shard, unsharded, whole_weights
 from unbraid.policy.two_agents import TwoAgents
 from unbraid.tokens import Role, RoleAutomaton, Turns
 
@@ -75,6 +76,8 @@ class Policy:
     """Rows that the embedding got for tokens that the model on disk does not know."""
     _start: list[torch.Tensor] = field(default_factory=list, repr=False)
     _starts_bare: bool = field(default=False, repr=False)
+    _stamp: tuple[int, ...] = field(default=(), repr=False)
+    _whole: dict[str, torch.Tensor] | None = field(default=None, repr=False)
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """(name, parameter) of everything that is trained, in a fixed order."""
@@ -103,10 +106,38 @@ class Policy:
 
         Writes that torch does not count are missed: those of `fused=True` optimisers, and through `.data`.
         """
-        return tuple(p._version for _, p in self.trainable())
+        return self._stamp or tuple(p._version for _, p in self.trainable())
+
+    def shard(self, device: str) -> None:
+        """Spread all weights over the ranks (`sharding`). Every rank calls this, and `whole`, at once.
+
+        Args:
+            device: as `ModelConfig.device`; the model may be on the CPU until now.
+        """
+        self.device = _device(device)
+        shard(self.model, self.device)
+
+    @contextmanager
+    def whole(self, saved: bool = True) -> Iterator[None]:
+        """Within, sharded weights are whole: every rank may sample, and with `saved` rank 0 may save them.
+
+        A policy that is not sharded is so anyway.
+        """
+        if not is_sharded(self.model):
+            yield
+            return
+        if saved:
+            self._stamp, self._whole = self.stamp(), whole_weights(self.model)
+        try:
+            with unsharded(self.model):
+                yield
+        finally:
+            self._stamp, self._whole = (), None
 
     def digest(self) -> tuple[float, ...]:
-        """A few numbers of the trained weights: processes that train together compare them."""
+        """A few numbers of the trained weights: processes that train together compare them. None of sharded ones."""
+        if is_sharded(self.model):
+            return ()
         wide, trained = torch.float64, [p.detach() for _, p in self.trainable()]
         sums = sum(float(p.sum(dtype=wide)) for p in trained)
         return sums, sum(float(torch.linalg.vector_norm(p, dtype=wide)) for p in trained)
@@ -135,6 +166,13 @@ class Policy:
                 yield self.model
             return
         parameters = [p for _, p in self.trainable()]
+        if is_sharded(self.model):
+            present = overwrite(parameters, self._start)
+            try:
+                yield self.model
+            finally:
+                overwrite(parameters, present)
+            return
         present = [p.data for p in parameters]
         try:
             for parameter, start in zip(parameters, self._start, strict=True):
@@ -155,7 +193,7 @@ class Policy:
 
     def save_weights(self, path: str | Path) -> None:
         """`save` without tokenizer and template."""
-        save_model(self.model, path)
+        save_model(self.model, path, self._whole)
 
     def load_weights(self, path: str | Path) -> None:
         """Take over the weights that `save` wrote, exactly: the adapters', or all of them.

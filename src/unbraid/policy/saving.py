@@ -1,5 +1,6 @@
 """Weights on disk in stock formats: one model or adapter, a folder for each of several adapters, or for each agent."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,17 +8,22 @@ import torch
 
 from unbraid.errors import ModelError
 from unbraid.policy.routed_lora import Binding
+from unbraid.policy.sharding import part_of
 from unbraid.policy.two_agents import TwoAgents
 from unbraid.tokens import ROUTING_FILE, Router
 
 
-def save_model(model: Any, path: str | Path) -> None:
-    """Write a folder; of routed adapters and of two agents each has a folder of its own in it, named as it is."""
+def save_model(model: Any, path: str | Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Write a folder; of routed adapters and of two agents each has a folder of its own in it, named as it is.
+
+    Args:
+        weights: of a model whose own are spread over the ranks (`sharding.whole_weights`).
+    """
     if isinstance(model, TwoAgents):
         for name, agent in model.agents.items():
             save_model(agent, Path(path) / name)
         return
-    model.save_pretrained(path)
+    model.save_pretrained(path, state_dict=weights)
     if (router := router_of(model)) is not None:
         router.save(path)
 
@@ -45,7 +51,7 @@ def load_model(model: Any, path: str | Path) -> None:
         # Through from_pretrained, which knows shards, tied weights and renamed keys.
         saved = type(model).from_pretrained(path, dtype=model.dtype).state_dict()
         for name, value in model.state_dict().items():
-            value.copy_(saved[name])
+            value.copy_(part_of(saved[name], value))
 
 
 def weights_folder(run_dir: str | Path, checkpoint: str = "final") -> Path:

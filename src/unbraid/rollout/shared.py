@@ -4,10 +4,12 @@ What is drawn for a task is keyed by task, sample and seed, so it does not depen
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import islice
 
 from unbraid import ranks
 from unbraid.chat.types import Mode
+from unbraid.policy import Policy
 from unbraid.rollout.scoring import Roll
 from unbraid.rollout.trajectory import Trajectory
 from unbraid.tasks.task import Task
@@ -20,10 +22,17 @@ class SharedRoll:
         roll: draws a rank's own tasks.
         check: looks at the whole batch, and may refuse it.
         by_first: rank 0 draws everything, for it owns the servers.
+        policy: what is drawn from, if its weights may be sharded: they are whole meanwhile.
     """
 
-    def __init__(self, roll: Roll, check: Callable[[Sequence[Trajectory]], None] | None = None, by_first: bool = False):
-        self.roll, self.check, self.by_first = roll, check, by_first
+    def __init__(
+        self,
+        roll: Roll,
+        check: Callable[[Sequence[Trajectory]], None] | None = None,
+        by_first: bool = False,
+        policy: Policy | None = None,
+    ):
+        self.roll, self.check, self.by_first, self.policy = roll, check, by_first, policy
 
     def __call__(
         self, tasks: Sequence[Task], modes: Sequence[Mode], *, temperature: float, seed: object
@@ -33,11 +42,10 @@ class SharedRoll:
         def draw(own: Sequence[Task]) -> list[Trajectory]:
             return self.roll(own, modes, temperature=temperature, seed=seed) if own else []
 
-        if self.by_first:
-            return ranks.first(lambda: draw(tasks))
-        owners = task_owners(tasks, ranks.world())
+        owners = [0] * len(tasks) if self.by_first else task_owners(tasks, ranks.world())
         mine = [task for task, owner in zip(tasks, owners, strict=True) if owner == ranks.rank()]
-        parts = [iter(part) for part in ranks.gather(lambda: draw(mine))]
+        with self.policy.whole(saved=self.by_first) if self.policy else nullcontext():
+            parts = [iter(part) for part in ranks.gather(lambda: draw(mine))]
         found = [t for owner in owners for t in islice(parts[owner], len(modes))]
         if self.check:
             self.check(found)

@@ -23,7 +23,7 @@ from unbraid.run.training import Progress, silent, train
 
 SECONDS = 2.0
 """Between two looks at how far the run is."""
-FAILURES = 10
+FAILURES = 5
 """Choice: how often a run is started again. One that always fails at the same place must end some time."""
 
 

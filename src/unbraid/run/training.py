@@ -21,7 +21,7 @@ from unbraid.learn.log import write_rollouts
 from unbraid.learn.schedule import epochs
 from unbraid.learn.supervised import SupervisedTrainer, labels_to_examples
 from unbraid.learn.trainer import Training
-from unbraid.policy import Policy, load_policy
+from unbraid.policy import Policy, load_policy, sharding
 from unbraid.preflight import preflight
 from unbraid.prepare import (
     Respond,
@@ -67,6 +67,8 @@ def _train(recipe: Recipe, run_dir: Path, resume: bool, progress: Progress) -> l
     refuse_ranks(recipe)
     ranks.first(lambda: refuse_other_runs(run_dir, recipe, resume))
     policy, acts_in, tasks, roll = ranks.in_turn(lambda: _load(recipe))
+    if sharding.asked_for():
+        ranks.agree(lambda: policy.shard(recipe.model.device))
     ranks.check_same("tasks", [task.id for task in (*tasks.train, *tasks.validation, *tasks.test, *tasks.warmup)])
     ranks.first(lambda: preflight(recipe, policy, tasks.train, Console(stderr=True)))
     # Only now: a recipe that cannot start leaves no folder behind that its correction would be refused.
@@ -76,7 +78,8 @@ def _train(recipe: Recipe, run_dir: Path, resume: bool, progress: Progress) -> l
         warm_up(recipe, policy, tasks.warmup, run_dir, progress)
     with ExitStack() as stack:
         servers = open_fleet(recipe, policy, tasks.train, run_dir / "servers")
-        fleet = ranks.agree(lambda: stack.enter_context(servers) if ranks.is_first() else None)
+        with policy.whole():
+            fleet = ranks.agree(lambda: stack.enter_context(servers) if ranks.is_first() else None)
         respond = Respond(policy, roll_of(recipe, policy, acts_in, fleet) if fleet else roll, recipe.seed)
         _learn(recipe, policy, tasks, respond, fleet, run_dir, progress)
         return evaluate_run(recipe, policy, tasks.test, run_dir, progress, roll=respond.roll)
@@ -90,7 +93,9 @@ def refuse_ranks(recipe: Recipe) -> None:
 
 def _load(recipe: Recipe) -> tuple[Policy, Environment | None, TaskSets, Roll]:
     _seed_everything(recipe.seed)
-    policy = load_policy(recipe.model, recipe.chat)
+    # What is sharded goes to its device layer by layer: there may be no room for all of it on one.
+    model = recipe.model.model_copy(update={"device": "cpu"}) if sharding.asked_for() else recipe.model
+    policy = load_policy(model, recipe.chat)
     acts_in = make_environment(recipe)
     return policy, acts_in, load_tasks(recipe, policy, acts_in), roll_of(recipe, policy, acts_in)
 
@@ -118,7 +123,7 @@ def _learn(
         seed=recipe.seed,
         served=fleet,
         ahead=recipe.sampler.ahead,
-        monitor=Monitor(policy, recipe.learn, recipe.rollout.temperature),
+        monitor=None if sharding.asked_for() else Monitor(policy, recipe.learn, recipe.rollout.temperature),
         validate=lambda done: validate(respond, tasks.validation, recipe.evaluate),
         validate_every=recipe.evaluate.every,
         on_step=lambda step, metrics: progress("train", step, recipe.learn.steps, metrics),
@@ -126,7 +131,8 @@ def _learn(
     chosen = ranks.first(lambda: next((c for c in store.all() if c.step == best), store.latest()))
     if chosen:
         ranks.agree(lambda: policy.load_weights(chosen.path))
-    ranks.first(lambda: replace_folder(run_dir / "final", policy.save))
+    with policy.whole():
+        ranks.first(lambda: replace_folder(run_dir / "final", policy.save))
 
 
 def warm_up(recipe: Recipe, policy: Policy, tasks: Sequence[Task], run_dir: Path, progress: Progress = silent) -> None:
@@ -154,11 +160,12 @@ def warm_up(recipe: Recipe, policy: Policy, tasks: Sequence[Task], run_dir: Path
     def on_step(step: int, metrics: dict[str, float]) -> None:
         progress("warm-up", step, trainer.config.steps, metrics)
         if step % recipe.checkpoint.every == 0 and step < trainer.config.steps:
-            ranks.first(keep)
+            state = trainer.state_dict()
+            ranks.first(lambda: keep(state))
 
-    def keep() -> None:
+    def keep(state: dict[str, Any]) -> None:
         partial = unfinished.with_suffix(".writing")
-        torch.save(trainer.state_dict(), partial)
+        torch.save(state, partial)
         partial.rename(unfinished)
 
     def done() -> None:
@@ -166,7 +173,8 @@ def warm_up(recipe: Recipe, policy: Policy, tasks: Sequence[Task], run_dir: Path
         unfinished.unlink(missing_ok=True)
 
     trainer.run(on_step)
-    ranks.first(done)
+    with policy.whole():
+        ranks.first(done)
 
 
 def validate(respond: Respond, tasks: Sequence[Task], config: EvaluateConfig) -> tuple[float, dict[str, float]]:

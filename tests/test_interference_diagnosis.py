@@ -105,9 +105,10 @@ def test_targets(cosines, targets):
 def test_page(tmp_path):
     found = drawn({"base": 0.2})
     page = tmp_path / "page.html"
-    write_interference(page, "Title", ["Summary."], [Section("x", "Verdict", found)], [attribution_picture(found, "x")],
-                       "unbraid interference", {"steps": "3"})  # fmt: skip
+    section = Section("x", "Verdict", found, picture=attribution_picture(found, "x"))
+    write_interference(page, "Title", ["Summary."], [section], [], "unbraid interference", {"steps": "3"})
     text = page.read_text()
+    assert text.index("A cost of sharing is not shown") < text.index("λ23 as published")
     for line in sentences(found):
         assert line.split(":")[0] in unescape(text)
     assert "<svg" in text

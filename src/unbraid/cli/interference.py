@@ -32,14 +32,15 @@ def interference(
     with Bars() as bars:
         found = diagnose_recipe(loaded, folder, starts, questions, samples, bars.show)
     command = f"unbraid interference {' '.join(recipe)} --starts {starts} --questions {questions} --samples {samples}"
+    trained = f"{found.starts} training start{'s' * (found.starts > 1)}"
     lines, weight = sentences(found), loaded.learn.off_role_kl
     held = f"held at the start by a KL of weight {weight:g} (learn.off_role_kl)" if weight else "free to drift"
     write_interference(
         folder / "interference.html",
         f"Reasoning and tool use: {loaded.name}",
-        [f"{found.starts} training starts, {found.questions} questions, {found.samples} samples of each model."],
-        [Section("diagnosis", "Verdict", found)],
-        [attribution_picture(found, "diagnosis")],
+        [f"{trained}, {found.questions} questions, {found.samples} samples of each model."],
+        [Section("diagnosis", "Verdict", found, picture=attribution_picture(found, "diagnosis"))],
+        [],
         command,
         {"recipe": loaded.label or loaded.name, "steps": str(loaded.learn.steps), "other role": held},
     )

@@ -14,20 +14,6 @@ from unbraid.report.palette import HUES, MUTED
 
 
 @dataclass(frozen=True)
-class Section:
-    """A diagnosis and its heading; `name` is unique on the page. strata: also list kinds of tasks and tensors."""
-
-    name: str
-    title: str
-    diagnosis: Diagnosis
-    strata: bool = True
-
-    @property
-    def lines(self) -> list[str]:
-        return sentences(self.diagnosis)
-
-
-@dataclass(frozen=True)
 class Picture:
     """A figure of the page; `alt` says what it shows to those who do not see it."""
 
@@ -35,6 +21,24 @@ class Picture:
     caption: str
     alt: str
     svg: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A diagnosis and its heading; `name` is unique on the page.
+
+    strata: also list kinds of tasks and tensors. picture: below the sentences.
+    """
+
+    name: str
+    title: str
+    diagnosis: Diagnosis
+    strata: bool = True
+    picture: Picture | None = None
+
+    @property
+    def lines(self) -> list[str]:
+        return sentences(self.diagnosis)
 
 
 def write_interference(

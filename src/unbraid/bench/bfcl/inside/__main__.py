@@ -112,11 +112,14 @@ def judge(plan: dict[str, Any], tell: Tell) -> None:
     except ValueError as problem:
         # Its tables need the deviation of two latencies; by then all score files are written.
         table = f"the harness wrote no tables: {problem}"
-    wrong = {}
+    wrong: dict[str, str] = {}
+    scored = 0
     for path in SCORE_PATH.rglob("BFCL_*_score.json"):
         header, *rest = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        tell({"category": path.stem.removesuffix("_score").partition("_v4_")[2], **header})
+        scored += header["total_count"]
         wrong |= {one["id"]: _reason(one) for one in rest}
+    if scored != len(results):
+        raise RuntimeError(f"it scored {scored} of {len(results)} answers ({table})")
     for one in results:
         tell({"id": one["id"], "right": one["id"] not in wrong, "reason": wrong.get(one["id"], "")})
     tell({"table": _overall(SCORE_PATH / "data_overall.csv"), "note": table})

@@ -1,22 +1,26 @@
-"""A chat-completions server that knows BFCL's answers: it replays the gold calls, or spoils them on purpose."""
+"""A chat-completions server that knows BFCL's answers: it replays the right calls, or spoils them on purpose.
+
+What it scores is known beforehand, so it tells whether anything is lost between a server and the official score.
+"""
 
 import ast
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
-from web_serving import running
 
 from unbraid.bench.bfcl.agreement import ast_tasks, official_line
-from unbraid.bench.bfcl.installation import Installation
+from unbraid.bench.bfcl.installation import Installation, errand
 from unbraid.bench.bfcl.run import category_of
+from unbraid.serve.retriever import listen
 
 TEXT = "There is nothing to call."
 
@@ -25,7 +29,7 @@ class Gold:
     """The files of an installed harness: questions, functions and right answers by id."""
 
     def __init__(self, installation: Installation):
-        data = installation.data
+        self.installation, data = installation, installation.data
         self.questions = _rows(data.glob("BFCL_*.json"))
         self.answers = {name: row["ground_truth"] for name, row in _rows((data / "possible_answer").iterdir()).items()}
         documents = [json.loads(line) for file in (data / "multi_turn_func_doc").iterdir() for line in _lines(file)]
@@ -39,8 +43,12 @@ class Gold:
             return [] if "irrelevance" in category else None
         if category.startswith("multi_turn"):
             return [self._parsed(text) for text in self.answers[name][turn]]
+        return self.line(name)["calls"]
+
+    def line(self, name: str) -> dict[str, Any]:
+        """The right calls of one turn, as the errand `check` is asked about them."""
         made = [{call.name: call.arguments} for call in self.tasks[name].expected]
-        return official_line(self.tasks[name], made, self.questions[name]["function"])["calls"]
+        return official_line(self.tasks[name], made, self.questions[name]["function"])
 
     def _parsed(self, text: str) -> dict[str, dict[str, Any]]:
         """`f('a', b=1)` with arguments by name."""
@@ -49,6 +57,14 @@ class Gold:
         name = ast.unparse(call.func)
         named = dict(zip(self.parameters[name], map(ast.literal_eval, call.args), strict=False))
         return {name: named | {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}}
+
+
+def predicted(gold: Gold, names: Sequence[str]) -> dict[str, bool]:
+    """What an oracle that spoils nothing scores: the official checker, asked directly about the answers it gives."""
+    known = [name for name in names if name in gold.tasks]
+    categories = sorted({category_of(name) for name in known})
+    verdicts = errand(gold.installation, "check", {"categories": categories}, calls=map(gold.line, known))
+    return dict.fromkeys(names, True) | {name: said["right"] for name, said in zip(known, verdicts, strict=True)}
 
 
 class Oracle:
@@ -74,8 +90,16 @@ class Oracle:
             Route("/v1/chat/completions", self._complete, methods=["POST"]),
             Route("/v1/models", lambda request: JSONResponse({"object": "list", "data": [card]})),
         ]
-        with running(Starlette(routes=routes)) as address:
-            yield f"{address}/v1"
+        listening = listen("127.0.0.1", 0)
+        server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="critical"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        finally:
+            server.should_exit = True
+            thread.join()
+            listening.close()
 
     async def _complete(self, request: Request) -> JSONResponse:
         name = request.headers["x-request-id"].split("/")[1]

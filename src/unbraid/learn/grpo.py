@@ -185,7 +185,8 @@ def _optimiser_step(
                 )
             with work.profile("backward"):
                 backward(policy.model, loss, scores.with_gradient, batch.owners)
-        del scores, loss  # what no loss used, the graph of entropies perhaps, would live through the next forward pass
+            # What no loss used, the graph of entropies perhaps, would live through the next forward pass.
+            del scores, loss
     parameters = [p for _, p in policy.trainable()]
     sum_gradients(parameters)
     sums = dict(zip(sums, sum_counts(list(sums.values())), strict=True))

@@ -38,8 +38,8 @@ def usage(kind: Kind, chat: ChatFormat, base: str, adapters: Sequence[str], rank
     """The section on use.
 
     Args:
-        adapters: of a routed model. rank: the largest of them. dtype: of the weights. tokens: of the longest response that
-            was trained.
+        adapters: of a routed model. rank: the largest of them. dtype: of the weights. tokens: of the longest response
+            that was trained.
     """
     generate = _GENERATE.format(tokens=tokens)
     loads = _WHOLE if kind == "whole" else _ADAPTER.format(base=base)

@@ -1,6 +1,6 @@
 """A sampler that says what a script tells it, token for token: an oracle, or one that errs on purpose."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -90,10 +90,10 @@ class Oracle:
     def _open(self, benchmark: Benchmark) -> Callable[[float], AbstractAsyncContextManager[Any]]:
         tasks = [task for found in benchmark.tasks.values() for task in found]
         tools = benchmark.acts_in.schemas() if benchmark.acts_in else None
-        prompts: Mapping[tuple[int, ...], list[Task]] = {}
+        prompts: dict[tuple[int, ...], list[Task]] = {}
         for task in tasks:
             ids = tuple(self.format.prompt_ids(task.messages, task.tools if tools is None else tools))
-            prompts.setdefault(ids, []).append(task)  # type: ignore[attr-defined]
+            prompts.setdefault(ids, []).append(task)
 
         @asynccontextmanager
         async def opened(temperature: float) -> AsyncIterator[Any]:

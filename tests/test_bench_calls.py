@@ -95,7 +95,7 @@ def test_a_stopped_benchmark_goes_on_and_asks_nothing_twice(tmp_path):
 def test_prompts_that_do_not_fit_count_as_wrong(tmp_path):
     benchmark, oracle = api_bank(str(API_BANK)), Oracle(gold)
     lengths = sorted(len(oracle.format.prompt_ids(t.messages, t.tools)) for t in benchmark.tasks["L-1"])
-    oracle.recipe.data.max_prompt_tokens = lengths[199]  # type: ignore[misc]
+    oracle.recipe.data.max_prompt_tokens = lengths[199]
     score = scored(oracle, benchmark, tmp_path)
     assert score.accuracy.value == pytest.approx(sum(n <= lengths[199] for n in lengths) / 399)
     reasons = [e.reason for e in read_entries(score.setting.folder(tmp_path)) if not e.score]

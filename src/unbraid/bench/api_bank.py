@@ -24,7 +24,7 @@ from unbraid.bench.official import Checker
 from unbraid.chat.types import Call, Problem, Reading
 from unbraid.data.formats import FORMATS, detect
 from unbraid.data.read import make_task
-from unbraid.data.row import RowError
+from unbraid.data.row import Example, RowError
 from unbraid.data.sources import FileRow, file_rows
 from unbraid.errors import DataError
 from unbraid.tasks.reward import Reward, RewardFunction, call_fault
@@ -85,7 +85,7 @@ def _task(row: FileRow) -> Task | str:
     if name not in _FORMATS:
         return "no API-Bank row"
     try:
-        examples = list(FORMATS[name].read(row.value))
+        examples = [one for one in FORMATS[name].read(row.value) if isinstance(one, Example)]
     except RowError as problem:
         return str(problem)
     if not examples or not examples[0].calls:

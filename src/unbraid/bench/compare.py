@@ -127,7 +127,7 @@ def pair(first: Answered, second: Answered) -> Difference | None:
 
     def means(measure: Callable[[Entry], float], ids: Sequence[str] = ids) -> tuple[NDArray, NDArray]:
         pairs = [(np.mean(list(map(measure, ours[i]))), np.mean(list(map(measure, theirs[i])))) for i in ids]
-        return tuple(np.array(pairs, dtype=np.float64).T)  # type: ignore[return-value]
+        return tuple(np.array(pairs, dtype=np.float64).T)
 
     def change(measure: Callable[[Entry], float], name: str, ids: Sequence[str] = ids) -> Estimate:
         before, after = means(measure, ids)

@@ -51,7 +51,7 @@ def asks(command: Callable[..., None]) -> Callable[..., None]:
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__annotations__ = {p.name: p.annotation for p in parameters}
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__signature__ = inspect.Signature(parameters)
     return run
 
 
@@ -69,10 +69,10 @@ def api_bank(
     from unbraid.bench.official import Checker
 
     if not clone:
-        return _ask(run, flags, lambda _: rows.api_bank(source))
+        return _ask(run, flags, lambda *_: rows.api_bank(source))
     with Checker("api_bank", clone, python) as checker:
         official = rows.official_reward(checker)
-        return _ask(run, flags, lambda _: rows.api_bank(source, official, "official: the APIs of the clone"))
+        return _ask(run, flags, lambda *_: rows.api_bank(source, official, "official: the APIs of the clone"))
 
 
 @bench.command()
@@ -91,7 +91,7 @@ def acebench(
 
     chosen = _one_of(prompt, "--prompt", ("official", "tools")), _one_of(language, "--language", ("en", "zh"))
     with Checker("acebench", clone, python) as checker:
-        _ask(run, flags, lambda _: rows.acebench(clone, checker, language=chosen[1], prompt=chosen[0]))
+        _ask(run, flags, lambda *_: rows.acebench(clone, checker, language=chosen[1], prompt=chosen[0]))
 
 
 @bench.command()
@@ -108,7 +108,7 @@ def qa(
     """Search QA in FlashRAG's and Search-R1's form: NQ, TriviaQA, PopQA, HotpotQA, 2Wiki, MuSiQue, Bamboogle."""
     from unbraid.bench.questions import questions
 
-    _ask(run, flags, lambda recipe: questions(source, recipe, corpus, url, topk, name))
+    _ask(run, flags, lambda recipe, _: questions(source, recipe, corpus, url, topk, name))
 
 
 @bench.command()
@@ -125,7 +125,7 @@ def nl2sql(
     from unbraid.bench.nl2sql import nl2sql as rows
 
     rule = _one_of(match, "--match", ("ordered", "set", "multiset")) if match else None
-    _ask(run, flags, lambda recipe: rows(source, recipe, databases, rule, name))
+    _ask(run, flags, lambda recipe, _: rows(source, recipe, databases, rule, name))
 
 
 @bench.command()
@@ -142,7 +142,7 @@ def roles(run: Run, flags: Flags) -> None:
         acts_in = make_environment(recipe)
         return own_tasks(recipe, load_tasks(recipe, policy, acts_in), acts_in)
 
-    _ask(run, flags, None, own)
+    _ask(run, flags, own, every_choice=True)
 
 
 @bench.command()
@@ -158,10 +158,12 @@ def scores(runs: Runs) -> None:
     console.print(benchmark_table(found))
 
 
-def _ask(
-    run: Path, flags: Flags, make: Callable[[Any], Any] | None, own: Callable[[Any, Any], Any] | None = None
-) -> None:
-    """Ask in every mode, and with every choice of adapters where `own` tasks are asked; then print the table."""
+def _ask(run: Path, flags: Flags, make: Callable[[Any, Any], Any], every_choice: bool = False) -> None:
+    """Ask in every mode, and with every choice of adapters if so; then print the table.
+
+    Args:
+        make: (recipe, policy) → the benchmark.
+    """
     from unbraid.bench import ask as asking
     from unbraid.bench.roles import adapter_choices, with_adapters
     from unbraid.bench.table import benchmark_table
@@ -171,10 +173,10 @@ def _ask(
 
     modes = [Mode(_one_of(m, "--mode", ("auto", "think", "no_think"))) for m in flags.mode or ["auto"]]
     recipe, policy = asking.load_run(run, flags.checkpoint, flags.overrides or [])
-    choices = adapter_choices(policy) if own else (flags.adapters,)
+    choices = adapter_choices(policy) if every_choice else (flags.adapters,)
     if any(choices) and recipe.sampler.engine != "local":
         raise ModelError("adapters by themselves are run in this process only: add sampler=local")
-    benchmark = make(recipe) if make else own(recipe, policy) if own else None
+    benchmark = make(recipe, policy)
     if benchmark.notes:
         errors.print(benchmark.notes, highlight=False, markup=False)
     adapted = asking.recipe_for(benchmark, recipe)

@@ -22,18 +22,18 @@ class Checker:
     """A checker that runs. Use it as a context manager; safe in threads.
 
     Args:
-        script: module here that speaks with the clone, such as `api_bank`. clone: the user's clone.
-        python: interpreter that has what the clone needs; empty = this one. arguments: further ones of the script.
+        checker: module here that knows the clone, such as `api_bank`. clone: the user's clone.
+        python: interpreter that has what the clone needs; empty = this one.
 
     Raises:
         DataError: it does not start; the message says what it said.
     """
 
-    def __init__(self, script: str, clone: str | Path, python: str = "", arguments: tuple[str, ...] = ()):
+    def __init__(self, checker: str, clone: str | Path, python: str = ""):
         self._where = f"the official checker in {clone}"
         if not Path(clone).is_dir():
             raise DataError(f"{clone}: no such folder; give the folder of your clone")
-        command = [python or sys.executable, "-u", str(HERE / f"{script}.py"), str(Path(clone).resolve()), *arguments]
+        command = [python or sys.executable, "-u", str(HERE / "answering.py"), checker, str(Path(clone).resolve())]
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

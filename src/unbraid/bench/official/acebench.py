@@ -6,19 +6,18 @@ them: the Excel pages (so pandas and openpyxl need not be there) and the score f
 
 import importlib
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from answering import Judge, serve
-
 EXCEL = {"pandas": (), "openpyxl": ("Workbook",), "openpyxl.styles": ("Alignment",)}
 """Modules that the evaluation imports for its Excel pages alone, and the names it takes from them."""
 
 
-def load(clone: Path) -> Judge:
+def load(clone: Path) -> Callable[[dict[str, Any]], str]:
     """The judge of answers, by the functions of the clone's `eval_main`."""
     absent = [name for name in EXCEL if find_spec(name.partition(".")[0]) is None]
     for name in absent:
@@ -48,7 +47,3 @@ def load(clone: Path) -> Judge:
         return "right" if right else str(wrong[0].get("error_type", "wrong")) if wrong else "wrong"
 
     return judge
-
-
-if __name__ == "__main__":
-    serve(load, "install the clone's requirements.txt somewhere and name that interpreter by --python")

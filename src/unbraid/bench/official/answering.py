@@ -1,5 +1,9 @@
-"""What the scripts for official checkers share: questions from standard input, verdicts to standard output."""
+"""Runs a checker in a clone: questions from standard input, verdicts to standard output, one a line.
 
+python answering.py MODULE CLONE     MODULE, beside this file, has `load`: the clone's folder → a judge
+"""
+
+import importlib
 import json
 import os
 import sys
@@ -11,16 +15,14 @@ Judge = Callable[[dict[str, Any]], str]
 """A question → `right`, or why not. What it raises ends the run: then nothing can be judged."""
 
 
-def serve(load: Callable[[Path], Judge], needs: str) -> None:
-    """Load a checker in the clone that the first argument names, and answer until the input ends.
+NEEDS = "install the clone's requirements.txt somewhere and name that interpreter by --python"
 
-    Args:
-        load: changes nothing in the clone, which is the working directory and first in `sys.path`.
-        needs: what to do where something cannot be imported.
-    """
-    clone = Path(sys.argv[1])
+
+def serve(module: str, clone: Path) -> None:
+    """Load a checker, with the clone as working directory and first in `sys.path`, and answer until the input ends."""
+    load: Callable[[Path], Judge] = importlib.import_module(module).load
     os.chdir(clone)
-    sys.path.insert(0, str(clone))
+    sys.path[0] = str(clone)
     answers, sys.stdout = sys.stdout, sys.stderr  # what the clone prints is no verdict
 
     def tell(verdict: dict[str, Any]) -> None:
@@ -30,7 +32,7 @@ def serve(load: Callable[[Path], Judge], needs: str) -> None:
     try:
         judge = load(clone)
     except ImportError as problem:
-        return tell({"error": f"{problem}: {needs}"})
+        return tell({"error": f"{problem}: {NEEDS}"})
     except Exception as problem:
         return tell({"error": f"{type(problem).__name__}: {problem}"})
     tell({"ready": True})
@@ -40,3 +42,7 @@ def serve(load: Callable[[Path], Judge], needs: str) -> None:
             tell({"right": reason == "right", "reason": reason})
         except Exception as problem:
             tell({"error": f"{type(problem).__name__}: {problem}"})
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], Path(sys.argv[2]))

@@ -7,15 +7,14 @@ response, not through its regular expression, which ends a value at the first qu
 
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from answering import Judge, serve
 
 SAMPLES = "lv1-lv2-samples"
 
 
-def load(clone: Path) -> Judge:
+def load(clone: Path) -> Callable[[dict[str, Any]], str]:
     """The judge of calls, on the clone's tools and dialogues."""
     tools = importlib.import_module("tool_manager")
     if not (clone / SAMPLES).is_dir():
@@ -52,7 +51,3 @@ def annotated(clone: Path, file: str, sample: int) -> dict[str, Any]:
 def as_text(value: Any) -> str:
     """A value as it is written in a call: the APIs read numbers, lists and truth values from text."""
     return value if isinstance(value, str) else str(value)
-
-
-if __name__ == "__main__":
-    serve(load, "install the clone's requirements.txt somewhere and name that interpreter by --python")

@@ -207,6 +207,8 @@ def summary(
         "device": torch.cuda.get_device_name() if gpu else "cpu",
         "tokens_per_s": {name: median(found) for name, found in rates.items() if found},
         "vllm_ratio_vs_local": ratio("local"), "vllm_ratio_vs_generate": ratio("generate"),
+        "sync_bytes": sync[-1]["sync/bytes"],
+        "all_weights_bytes": float(sum(p.numel() * p.element_size() for p in policy.model.parameters())),
         "sync_s": median(one["seconds/sync"] for one in sync),
         "probe_s": median(one["seconds/sync_probe"] for one in sync),
         "gap_mean": gap.mean, "gap_max": gap.largest, "servers": len(fleet.members),
@@ -225,8 +227,9 @@ def print_table(found: dict[str, Any]) -> None:
     )
     console.print(table)
     console.print(
-        f"sync {found['sync_s']:.3f} s + probe {found['probe_s']:.3f} s; |Δ log-prob| mean {found['gap_mean']:.1e}, "
-        f"largest {found['gap_max']:.1e}"
+        f"sync {found['sync_s']:.3f} s, {found['sync_bytes'] / 1e6:.1f} MB (all weights: "
+        f"{found['all_weights_bytes'] / 1e6:.1f}) + probe {found['probe_s']:.3f} s; |Δ log-prob| mean "
+        f"{found['gap_mean']:.1e}, largest {found['gap_max']:.1e}"
     )
 
 

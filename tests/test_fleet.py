@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import calls_tasks, requests_for, sampled_batch, tiny_policy
+from safetensors import safe_open
 from served_runs import assert_the_trainers, draw
 from stand_in_vllm import StandIn, Trouble
 
@@ -20,6 +21,7 @@ from unbraid.learn.batch import collate
 from unbraid.learn.grpo import LearnConfig, make_optimiser
 from unbraid.learn.objective import score_tokens
 from unbraid.policy import AdapterConfig, ModelConfig, Policy
+from unbraid.policy.routing import RoutingConfig
 from unbraid.rollout.config import SamplerConfig
 from unbraid.rollout.fleet import Fleet
 from unbraid.rollout.probe import PROBE_TOKENS, Gap, probe_prompts
@@ -153,7 +155,8 @@ def test_weights_go_out_once_per_change(tmp_path, monkeypatch, server, adapter):
         assert [Path(folder).name for folder in told] == sorted(set(names)) and all(
             map(Path.is_absolute, map(Path, told))
         )
-        assert set(fleet.metrics()) == {"seconds/sync", "seconds/sync_probe", "sync/gap_mean", "sync/gap_q99"}
+        told = {"seconds/sync", "seconds/sync_probe", "sync/bytes", "sync/gap_mean", "sync/gap_q99"}
+        assert set(fleet.metrics()) == told
         assert 0 < fleet.metrics()["sync/gap_mean"] < 2e-5 and not fleet.correct and not fleet.notes()
         salts = {body["cache_salt"] for body in server.bodies()}
         assert salts == set(names)
@@ -161,6 +164,22 @@ def test_weights_go_out_once_per_change(tmp_path, monkeypatch, server, adapter):
     with fleet_at(Path(), policy, server) as another:
         roll(another, policy)
         assert another.salt not in names
+
+
+@pytest.mark.parametrize("kind", ["lora", "routed", "full"])
+def test_of_adapters_nothing_but_adapters_goes_over(tmp_path, kind):
+    policy = tiny_policy(adapter=kind == "lora", routing=RoutingConfig() if kind == "routed" else None)
+    trained = sum(p.numel() * p.element_size() for _, p in policy.trainable())
+    everything = sum(p.numel() * p.element_size() for p in policy.model.parameters())
+    fleet = Fleet([], SamplerConfig(), tmp_path / "weights", "float32", 100)
+    size = fleet._save(policy)
+    handed = {name for path in tmp_path.rglob("*.safetensors") for name in safe_open(path, "pt").keys()}  # noqa: SIM118
+    if kind == "full":
+        assert everything == trained <= size
+        return
+    assert handed and all(".lora_A." in name or ".lora_B." in name for name in handed)
+    # Names, configurations and a card for people come with them; they do not grow with the model's width.
+    assert trained <= size < trained + 20_000 and trained < everything
 
 
 def test_another_policy_is_another_policy(tmp_path, server):

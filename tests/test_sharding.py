@@ -31,8 +31,8 @@ from unbraid.rollout.shared import SharedRoll
 STEPS = 3
 
 
-def policy_here(sharded: bool = True) -> Policy:
-    policy = tiny_policy(dtype=torch.float64)
+def policy_here(sharded: bool = True, dtype: torch.dtype = torch.float64) -> Policy:
+    policy = tiny_policy(dtype=dtype)
     if sharded and ranks.world() > 1:
         policy.shard("cpu")
     return policy
@@ -64,6 +64,15 @@ def learned() -> dict[str, Any]:
     assert ranks.world() == 1 or stamps[0] != stamps[1]  # servers are told that there are new weights
     spread = [p.to_local().numel() if isinstance(p, sharding.DTensor) else p.numel() for _, p in policy.trainable()]
     return {"rows": rows, "held": sum(spread), "weights": weights(policy)}
+
+
+def learned_in_float32() -> dict[str, torch.Tensor]:
+    policy = policy_here(dtype=torch.float32)
+    trajectories, groups = sampled_batch(tiny_policy(), prompts=3, samples=3, budget=8)
+    config = LearnConfig(learning_rate=1e-2, advantage_scale="group", fast=False)
+    optimiser = torch.optim.SGD([p for _, p in policy.trainable()], lr=1.0)
+    update(policy, trajectories, groups, optimiser, [], config, step=0, temperature=1.0)
+    return weights(policy)
 
 
 def drawn() -> list[list[int]]:
@@ -118,7 +127,7 @@ def run(folder: Path, sharded: bool = True, stop: int = STEPS) -> dict[str, torc
 def all_of_it(folder: Path) -> dict[str, Any]:
     """What a rank finds of everything here; forked once."""
     own = folder / "sharded"
-    found = {"learned": learned(), "drawn": drawn(), "run": run(own / "whole")}
+    found = {"learned": learned(), "float32": learned_in_float32(), "drawn": drawn(), "run": run(own / "whole")}
     run(own / "broken", stop=1)
     ranks.first(lambda: shutil.copytree(own / "broken", folder / "alone"))
     found["resumed"] = run(own / "broken", sharded=False)  # replicated weights go on from sharded ones
@@ -142,6 +151,7 @@ def test_two_ranks_with_sharded_weights_are_one(tmp_path: Path):
     assert_alike(first["learned"]["rows"], expected["rows"], 1e-9)
     assert_alike(second["learned"]["rows"], expected["rows"], 1e-9)
     close(first["learned"]["weights"], expected["weights"])
+    close(first["float32"], learned_in_float32(), 1e-5)
     assert first["drawn"] == drawn() and len(second["drawn"]) == 6
     alone = run(tmp_path / "one")
     rows = logged(tmp_path / "one")
@@ -159,7 +169,7 @@ def logged(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if not k.startswith((*WALL_CLOCK, "learn/"))} for row in read_metrics(folder)]
 
 
-def close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+def close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 1e-9) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value.detach(), atol=1e-9, rtol=0, msg=name)
+        torch.testing.assert_close(found[name], value.detach(), atol=tolerance, rtol=0, msg=name)

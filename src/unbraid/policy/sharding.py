@@ -64,7 +64,9 @@ def shard(model: Any, device: torch.device) -> None:
         # By default what belongs to no layer would stay together after a forward pass: without a backward pass to end
         # that, the next one would see old weights.
         fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
-        module.set_gradient_divide_factor(1.0)  # losses are shares of one loss: gradients add up
+        # Losses are shares of one loss: gradients add up. gloo can only do that, and must be asked for nothing else.
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
 
 
 @contextmanager

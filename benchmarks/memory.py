@@ -34,7 +34,8 @@ from unbraid.chat.types import Mode
 from unbraid.lab.calls_chat import CHAT, calls_tokenizer
 from unbraid.learn.grpo import LearnConfig, make_optimiser, update
 from unbraid.policy import ModelConfig, Policy
-from unbraid.policy.memory import batch_shape, model_shape, training_memory
+from unbraid.policy.batch_shape import batch_shape
+from unbraid.policy.memory import model_shape, training_memory
 from unbraid.policy.policy import AdapterConfig, add_adapter
 from unbraid.rollout.trajectory import Finish, Trajectory
 from unbraid.tokens import Role

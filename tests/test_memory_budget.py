@@ -19,7 +19,8 @@ from unbraid.learn.batch import collate
 from unbraid.learn.grpo import LearnConfig, make_optimiser, update
 from unbraid.learn.objective import score_tokens
 from unbraid.policy import AdapterConfig, ModelConfig, memory
-from unbraid.policy.memory import BatchShape, ModelShape, batch_shape, model_shape, training_memory
+from unbraid.policy.batch_shape import BatchShape, batch_shape, episode_shape
+from unbraid.policy.memory import ModelShape, model_shape, training_memory
 from unbraid.policy.policy import add_adapter
 from unbraid.policy.routed_lora import routed
 from unbraid.policy.routing import RoutingConfig
@@ -194,7 +195,7 @@ def test_less_never_needs_more(config: ModelConfig, device):
         for either in (shape, form):
             needs = [need(either, batch_shape(rows, new, 512)) for rows in (1, 2, 3, 8, 64)]
             assert needs == sorted(needs)
-    needs = [need(shape, memory.episode_shape(4, tokens)) for tokens in (2, 100, 5000)]
+    needs = [need(shape, episode_shape(4, tokens)) for tokens in (2, 100, 5000)]
     assert needs == sorted(needs)
     assert need(form, batch_shape(8, 64, 512)) < need(shape, batch_shape(8, 64, 512))
     whole = training_memory(shape, batch_shape(8, 64, 512), kl=True)

@@ -7,13 +7,10 @@ import torch
 from rich.console import Console
 
 from unbraid.policy import Policy
+from unbraid.policy.batch_shape import BatchShape, batch_shape, episode_shape
 from unbraid.policy.memory import (
-    BatchShape,
     ModelShape,
     TrainingMemory,
-    batch_shape,
-    drawing_bytes,
-    episode_shape,
     model_shape,
     smaller,
     training_memory,
@@ -78,7 +75,10 @@ def largest_batch(recipe: Recipe, longest_prompt: int, shortest_prompt: int = 1)
     """The largest micro-batch that the recipe can ask for; prompts in tokens."""
     if recipe.environment:
         return episode_shape(recipe.learn.micro_batch, recipe.environment.tokens)
-    return batch_shape(recipe.learn.micro_batch, recipe.rollout.max_new_tokens, longest_prompt, shortest_prompt)
+    rollout = recipe.rollout
+    return batch_shape(
+        recipe.learn.micro_batch, rollout.max_new_tokens, longest_prompt, shortest_prompt, rollout.samples
+    )
 
 
 def budget_of(
@@ -116,3 +116,13 @@ def budget_of(
     )
     less = [(said, trainer(memory)) for said, memory in smaller(shape, batch, kl=kl, device=device)]
     return budget(devices, trainer(training_memory(shape, batch, kl=kl, device=device)), servers, less, hidden)
+
+
+def drawing_bytes(shape: ModelShape, rows: int, tokens: int) -> dict[str, int]:
+    """What the local sampler takes while it draws `rows` of `tokens` each: keys and values, and one step's logits.
+
+    The cache grows by quarters. Logits are there as they are, as log-probs, probabilities and their product, and twice
+    in float64 (`rollout.drawing`).
+    """
+    keys = 2 * shape.layers * shape.key * shape.itemsize * tokens * rows
+    return {"keys and values": keys * 5 // 4, "logits": rows * shape.vocabulary * (shape.itemsize + 3 * 4 + 2 * 8)}

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from unbraid.errors import ModelError
+from unbraid.policy.batch_shape import BatchShape
 from unbraid.policy.policy import AdapterConfig, ModelConfig, add_adapter
 
 Device = Literal["cpu", "cuda"]
@@ -27,8 +28,8 @@ SLACK = {"cpu": 0.05, "cuda": 0.1}
 """Share of what comes and goes that the allocator cannot use again. Choice: on CUDA blocks of other sizes lie cached in
 between (not measured)."""
 HEAP = GIB // 2
-"""On a CPU the C library keeps freed blocks below 32 MiB, about as many as activations and their gradients take, up to
-this. Choice: measured with glibc; MALLOC_MMAP_THRESHOLD_=1000000 in the environment makes it vanish."""
+"""On a CPU the C library keeps freed blocks below 32 MiB, two thirds of activations and gradients, up to this.
+Choice: measured with glibc; MALLOC_MMAP_THRESHOLD_=1000000 in the environment makes it vanish."""
 HEAD_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 26}
 """Most logits that `learn.head` makes at a time. Choice: on a CPU 8 MB in float32, which stay in its cache; on a GPU
 256 MB, so that the matrix products are large (not measured)."""
@@ -75,19 +76,6 @@ class ModelShape:
     @property
     def key(self) -> int:
         return self.kv_heads * self.head_dim
-
-
-@dataclass(frozen=True)
-class BatchShape:
-    """A micro-batch at its largest: `rows` of at most `tokens` tokens, of which `sampled` in each row carry loss.
-
-    columns: from the first column in which any row has a sampled target to the last: those get logits.
-    """
-
-    rows: int
-    tokens: int
-    sampled: int
-    columns: int
 
 
 @dataclass(frozen=True)
@@ -191,20 +179,6 @@ def model_shape(source: Any, config: ModelConfig, fast: bool = False) -> ModelSh
         raise ModelError(f"model.path '{config.path}': its config.json has no widths to go by ({error})") from error
 
 
-def batch_shape(rows: int, new_tokens: int, longest_prompt: int, shortest_prompt: int = 1) -> BatchShape:
-    """The largest micro-batch of single responses: `rows` (learn.micro_batch) of the longest prompt and response.
-
-    Prompts of other lengths lie in one batch, so logits are made from the end of the shortest on: K = T − shortest.
-    """
-    tokens = longest_prompt + new_tokens
-    return BatchShape(rows, tokens, new_tokens, max(new_tokens, tokens - shortest_prompt + 1))
-
-
-def episode_shape(rows: int, tokens: int, sampled: int | None = None) -> BatchShape:
-    """The largest micro-batch of episodes: contexts of `tokens` (environment.tokens), of which `sampled` were drawn."""
-    return BatchShape(rows, tokens, min(tokens, sampled or tokens), tokens)
-
-
 def training_memory(
     shape: ModelShape, batch: BatchShape, *, kl: bool = False, device: Device = "cpu"
 ) -> TrainingMemory:
@@ -215,7 +189,7 @@ def training_memory(
     * reference: the trained weights' bytes, with a KL term only (`Policy.freeze_reference`).
     * activations, logits, backward: see `activation_bytes`, `logit_bytes` or `head_bytes`, `backward_bytes`.
     * optimiser: AdamW's denominators: of all trained weights at once on CUDA (foreach), else two of the largest.
-    * slack: `SLACK` of what comes and goes, on a CPU also activations and backward, up to `HEAP`. overhead: `CONTEXT`.
+    * slack: `SLACK` of what comes and goes, on a CPU also two thirds of activations and backward, up to `HEAP`.
 
     Args:
         kl: there is a KL term. device: type of model.device.
@@ -225,7 +199,7 @@ def training_memory(
     backward = backward_bytes(shape, batch)
     optimiser = shape.trained if device == "cuda" else 2 * shape.largest
     working = max(kept + max(logits, backward), optimiser)
-    heap = min(kept + backward, HEAP) if device == "cpu" else 0
+    heap = min((kept + backward) * 2 // 3, HEAP) if device == "cpu" else 0
     return TrainingMemory(
         weights=shape.weights,
         gradients=shape.trained,
@@ -247,9 +221,9 @@ def activation_bytes(shape: ModelShape, batch: BatchShape) -> int:
     the final norm, B T h (a + e) + B K h e; cosines and sines of positions, 2 B T head_dim e; the batch itself, B T
     `TOKEN_BYTES`.
     """
-    tokens, e = batch.rows * batch.tokens, shape.itemsize
+    tokens, e = computed(shape, batch), shape.itemsize
     if shape.checkpointing:
-        layers = shape.layers * tokens * shape.hidden * e + (tokens * batch.tokens if _padded(batch) else 0)
+        layers = shape.layers * tokens * shape.hidden * e + (tokens * batch.tokens if _padded(shape, batch) else 0)
     else:
         layers = shape.layers * layer_bytes(shape, batch)
     norm = tokens * shape.hidden * (max(4, e) + e) + batch.rows * batch.columns * shape.hidden * e
@@ -279,16 +253,20 @@ def layer_bytes(shape: ModelShape, batch: BatchShape) -> int:
     else:
         norms = 2 * shape.hidden * (a + (e if e >= 4 else 0)) + qk * a
     attention = 2 * q * e + 4 * shape.heads
-    repeated = shape.attention == "eager" or (shape.attention == "sdpa" and _padded(batch))
+    repeated = shape.attention == "eager" or (
+        shape.attention == "sdpa" and (_padded(shape, batch) or _planted(shape, batch))
+    )
     attention += 2 * e * (q if repeated else shape.key)
     if shape.attention == "eager":
         attention += shape.heads * batch.tokens * (4 + e if e != 4 else 4)
-    elif shape.attention == "sdpa" and _padded(batch):
+    elif shape.attention == "sdpa" and _padded(shape, batch):
         attention += batch.tokens * e
     mlp = shape.inner * e * (4 if whole or e >= 4 else 3)
     adapter = (shape.adapted * (4 if e < 4 else 0) + shape.ranks * 4) // max(1, shape.layers)
     copies = shape.trained // max(1, shape.layers) if shape.routed else 0
-    return batch.rows * batch.tokens * (norms + attention + mlp + adapter) + copies
+    if _planted(shape, batch):  # keys and values of each row's whole past, put together
+        copies += batch.rows * batch.tokens * 2 * q * e
+    return computed(shape, batch) * (norms + attention + mlp + adapter) + copies
 
 
 def logit_bytes(shape: ModelShape, batch: BatchShape) -> int:
@@ -322,22 +300,12 @@ def backward_bytes(shape: ModelShape, batch: BatchShape) -> int:
     also what the layer keeps, made again; one more gradient of the largest matrix, which is then added to the first;
     where output and embedding are tied another two, for theirs meet only at the end.
     """
-    tokens = batch.rows * batch.tokens
+    tokens = computed(shape, batch)
     layer = tokens * shape.itemsize * max(2 * shape.inner, 4 * shape.query)
     if shape.attention == "eager":
         layer += 3 * tokens * batch.tokens * shape.heads * max(4, shape.itemsize)
     again = layer_bytes(shape, batch) if shape.checkpointing else 0
     return layer + again + shape.largest * (3 if shape.tied else 1)
-
-
-def drawing_bytes(shape: ModelShape, rows: int, tokens: int) -> dict[str, int]:
-    """What the local sampler takes while it draws `rows` of `tokens` each: keys and values, and one step's logits.
-
-    The cache grows by quarters. Logits are there as they are, as log-probs, probabilities and their product, and twice
-    in float64 (`rollout.drawing`).
-    """
-    keys = 2 * shape.layers * shape.key * shape.itemsize * tokens * rows
-    return {"keys and values": keys * 5 // 4, "logits": rows * shape.vocabulary * (shape.itemsize + 3 * 4 + 2 * 8)}
 
 
 def smaller(
@@ -356,9 +324,21 @@ def smaller(
             rows //= 2
 
 
-def _padded(batch: BatchShape) -> bool:
-    """Rows differ in length, so that attention needs a mask; a single row does not."""
-    return batch.rows > 1
+def computed(shape: ModelShape, batch: BatchShape) -> int:
+    """Tokens of a micro-batch that go through the model: B T, or, planted as a forest, every prompt once."""
+    if not _planted(shape, batch):
+        return batch.rows * batch.tokens
+    return batch.prompts * batch.shared + batch.rows * (batch.tokens - batch.shared)
+
+
+def _planted(shape: ModelShape, batch: BatchShape) -> bool:
+    """Rows that begin alike are computed once up to there (`learn.forest`)."""
+    return shape.fast and shape.attention == "sdpa" and batch.prompts < batch.rows and batch.shared > 0
+
+
+def _padded(shape: ModelShape, batch: BatchShape) -> bool:
+    """Rows differ in length, so that attention needs a mask; a single row does not, nor a forest."""
+    return batch.rows > 1 and not _planted(shape, batch)
 
 
 def _on_meta(config: Any, model: ModelConfig) -> nn.Module:

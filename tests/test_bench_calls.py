@@ -15,7 +15,7 @@ from unbraid.bench.acebench import acebench, in_brackets
 from unbraid.bench.api_bank import SEARCHER, api_bank, same_api_call
 from unbraid.bench.ask import Asking, Benchmark, ask
 from unbraid.bench.official import Checker
-from unbraid.bench.score import BenchmarkScore, read_entries
+from unbraid.bench.score import BenchmarkScore, limited, read_entries
 from unbraid.chat.types import Answer, Call, Mode
 from unbraid.data.read import content_key
 from unbraid.errors import DataError
@@ -64,8 +64,10 @@ def test_api_bank_by_an_oracle_and_by_one_that_errs(tmp_path):
             calls(call, call),
         ][kind]
 
-    score = scored(Oracle(errs), benchmark, tmp_path / "errs")
-    assert score.accuracy.value == pytest.approx(sum(kind_of(t) == 0 for t in benchmark.tasks["L-1"]) / 399)
+    limit = Asking(limit=150)
+    score = scored(Oracle(errs), benchmark, tmp_path / "errs", limit)
+    chosen = limited(benchmark.tasks, limit.limit)["L-1"]
+    assert score.accuracy.value == pytest.approx(sum(kind_of(t) == 0 for t in chosen) / 150)
     reasons = {e.reason for e in read_entries(score.setting.folder(tmp_path / "errs"))}
     assert reasons == {"", "wrong_name", "wrong_arguments", "missing_call", "extra_call"}
     assert score.think_rate and score.think_rate.value == pytest.approx(score.accuracy.value)
@@ -93,11 +95,12 @@ def test_a_stopped_benchmark_goes_on_and_asks_nothing_twice(tmp_path):
 
 @needs_rows
 def test_prompts_that_do_not_fit_count_as_wrong(tmp_path):
-    benchmark, oracle = api_bank(str(API_BANK)), Oracle(gold)
+    (tmp_path / "level-1-api.json").write_text(json.dumps(json.loads(API_BANK.read_text())[:60]))
+    benchmark, oracle = api_bank(str(tmp_path / "level-1-api.json")), Oracle(gold)
     lengths = sorted(len(oracle.format.prompt_ids(t.messages, t.tools)) for t in benchmark.tasks["L-1"])
-    oracle.recipe.data.max_prompt_tokens = lengths[199]
+    oracle.recipe.data.max_prompt_tokens = lengths[29]
     score = scored(oracle, benchmark, tmp_path)
-    assert score.accuracy.value == pytest.approx(sum(n <= lengths[199] for n in lengths) / 399)
+    assert score.accuracy.value == pytest.approx(sum(n <= lengths[29] for n in lengths) / 60)
     reasons = [e.reason for e in read_entries(score.setting.folder(tmp_path)) if not e.score]
     assert reasons and all("raise data.max_prompt_tokens" in reason for reason in reasons)
 
@@ -262,6 +265,18 @@ def test_acebench_by_its_own_evaluation(tmp_path, prompt):
     assert (score.totals["normal"], score.totals["special"]) == pytest.approx((normal, special))
     summary = (0.578 * normal + 0.2676 * special) / (0.578 + 0.2676)
     assert score.totals["summary without agent"] == pytest.approx(summary)
+
+
+def test_an_evaluation_that_fails_on_one_answer_ends_nothing(tmp_path):
+    clone = acebench_clone(tmp_path / "clone")
+    row = {"id": "normal_atom_bool_0", "question": "user: Rome?", "function": []}
+    asked: dict[str, Any] = {"category": "normal_atom_bool", "row": row, "answer": {"get_weather": {"city": "Rome"}}}
+    with Checker("acebench", clone) as checker:
+        assert checker.ask({**asked, "result": "[get_weather(city='crash')]"}) == "evaluation_failed (KeyError)"
+        assert checker.ask({**asked, "result": "[get_weather(city='Rome')]"}) == "right"
+        broken = {**asked, "row": {**row, "question": "user: broken?"}}
+        with pytest.raises(DataError, match="KeyError: 'an answer that nobody expected'"):
+            checker.ask({**broken, "result": "[get_weather(city='Rome')]"})
 
 
 def test_acebench_prompts(tmp_path):

@@ -5,6 +5,7 @@ them: the Excel pages (so pandas and openpyxl need not be there) and the score f
 """
 
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -31,6 +32,16 @@ def load(clone: Path) -> Callable[[dict[str, Any]], str]:
     evaluation.convert_result_to_excel = lambda *arguments, **named: None
 
     def judge(question: dict[str, Any]) -> str:
+        try:
+            return evaluated(question, question["result"])
+        except Exception as problem:
+            # The evaluation does not expect every answer a model can give. Where it cannot judge the gold one
+            # either, it is broken, and that is raised.
+            if not question["category"].startswith("special"):
+                evaluated(question, in_brackets(question["answer"]))
+            return f"evaluation_failed ({type(problem).__name__})"
+
+    def evaluated(question: dict[str, Any], result: str) -> str:
         category = question["category"]
         if category.startswith("special"):
             evaluate = evaluation.special_eval
@@ -39,11 +50,18 @@ def load(clone: Path) -> Callable[[dict[str, Any]], str]:
         else:
             evaluate = evaluation.normal_single_turn_eval
         row, answer = question["row"], {"id": question["row"]["id"], "ground_truth": question["answer"]}
-        result = {"id": row["id"], "result": question["result"]}
-        given = [[result], [row], [answer], category, "unbraid", {}]
+        given = [[{"id": row["id"], "result": result}], [row], [answer], category, "unbraid", {}]
         written.clear()
         right = evaluate(*given[: len(signature(evaluate).parameters)]) == 1
         wrong = written[-1][1:]
         return "right" if right else str(wrong[0].get("error_type", "wrong")) if wrong else "wrong"
 
     return judge
+
+
+def in_brackets(answer: Any) -> str:
+    """A gold answer, the first of several, as a model would write it."""
+    first = answer[0] if isinstance(answer, list) else answer
+    named = [(re.sub(r"_\d+$", "", name), arguments) for name, arguments in first.items()]
+    calls = (f"{name}({', '.join(f'{key}={value!r}' for key, value in given.items())})" for name, given in named)
+    return f"[{', '.join(calls)}]"

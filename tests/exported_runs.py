@@ -27,8 +27,10 @@ TOOL_LIST = [dict(tool) for tool in TOOLS]
 
 
 def base_model(folder: Path, **settings: Any) -> Path:
-    """A base with a licence."""
+    """A base with a licence. missing: rows that it has not of its tokenizer."""
+    missing = settings.pop("missing", 0)
     model = chat_model(**settings)
+    model.resize_token_embeddings(len(chat_tokenizer()) - missing)
     model.save_pretrained(folder)
     chat_tokenizer().save_pretrained(str(folder))
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# A base\n")

@@ -1,6 +1,7 @@
 """Exported folders: stock transformers and PEFT make the same ids and logits of them; the card; what is refused."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from unbraid.cli import export as command
 from unbraid.errors import ChatError, CheckpointError, ModelError, UnbraidError
 from unbraid.export import export_run, provenance, write
 from unbraid.export.tokenizer import save_tokenizer
-from unbraid.export.usage import serve_command
+from unbraid.export.usage import Loading, serve_command
 from unbraid.policy import Policy
 from unbraid.policy.routed_lora import routed
 from unbraid.recipe import load_recipe
@@ -132,6 +133,23 @@ def test_unbraid_takes_an_exported_folder(name: str, world: tuple):
     assert any("lora-modules" in flag and f"{name}-out" in flag for flag in plan.arguments) is not whole
 
 
+def test_adapters_that_add_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    policy = make_run(tmp_path / "run", base_model(tmp_path / "base", missing=3), "adapter")
+    assert policy.added_rows == 3
+    done = export_run(tmp_path / "run")
+    assert "add tokens to the base" in done.notes[0]
+    card = (done.path / "README.md").read_text()
+    assert "Not with vLLM" in card and "vllm serve" not in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    names: dict[str, Any] = {}
+    monkeypatch.chdir(done.path)
+    exec(code.replace("max_new_tokens=512", "max_new_tokens=4"), names)
+    assert capsys.readouterr().out.strip()
+    ids = torch.tensor([[5, 6, len(policy.tokenizer) - 1]])
+    with torch.no_grad():
+        torch.testing.assert_close(names["model"](ids).logits, policy.model(ids).logits)
+
+
 def test_modes_that_a_template_cannot_say(tmp_path: Path):
     """Two line breaks in a row are one token: the template's last and the mode's first would become one."""
     joined = Preset(think="\n<think>\n", after_thought="\n</think>\n\n", no_think="\n\n<tool_call></tool_call>\n")
@@ -200,9 +218,9 @@ def test_the_command(world: tuple, tmp_path: Path):
 
 def test_the_line_that_serves(world: tuple):
     _, policies = world
-    line = serve_command("routed", policies["routed"].format, "BASE", ("reasoning", "action"), 4, "float64")
+    line = serve_command(Loading("routed", policies["routed"].format, "BASE", ("reasoning", "action"), 4, "float64"))
     assert line.startswith("vllm serve BASE --dtype=float32 --reasoning-parser=qwen3")
     assert "--max-lora-rank=8 --lora-modules reasoning=./reasoning action=./action" in line
-    whole = serve_command("whole", policies["whole"].format, "BASE", (), 0, "bfloat16")
+    whole = serve_command(Loading("whole", policies["whole"].format, "BASE", dtype="bfloat16"))
     assert whole.startswith("vllm serve . --dtype=bfloat16 --reasoning-parser")
     assert chat_tokenizer(modes=True).chat_template != chat_tokenizer().chat_template

@@ -17,7 +17,7 @@ from exported_runs import MESSAGES, TOOL_LIST, base_model, make_run
 
 from unbraid.chat.types import Mode
 from unbraid.export import export_run
-from unbraid.export.usage import serve_command
+from unbraid.export.usage import Loading, serve_command
 from unbraid.policy import Policy
 from unbraid.policy.routed_lora import routed
 from unbraid.vllm.installation import find_vllm
@@ -77,7 +77,7 @@ def check(server: Server, name: str, policy: Policy, route: int = 0) -> None:
 def test_a_whole_model(world: tuple):
     work, policies = world
     format = policies["whole"].format
-    line = serve_command("whole", format, "", (), 0, "float32", str(work / "whole-out"))
+    line = serve_command(Loading("whole", format, ""), str(work / "whole-out"))
     with start(line, work / "whole.log") as server:
         check(server, str(work / "whole-out"), policies["whole"])
         assert "unbraid" not in server.output().replace(str(work), "")
@@ -87,7 +87,7 @@ def test_adapters_each_alone(world: tuple):
     work, policies = world
     routed_out = work / "routed-out"
     format, names = policies["routed"].format, ("reasoning", "action")
-    line = serve_command("routed", format, str(work / "base"), names, 4, "float32", str(routed_out))
+    line = serve_command(Loading("routed", format, str(work / "base"), names, 4), str(routed_out))
     with start(f"{line} tuned={work / 'adapter-out'} --max-loras=3", work / "adapters.log") as server:
         check(server, "tuned", policies["adapter"])
         for number, name in enumerate(names):

@@ -256,6 +256,16 @@ def test_two_bonuses_are_refused(tmp_path: Path):
         )  # fmt: skip
 
 
+def test_logits_that_are_capped_have_no_choice_to_constrain(tmp_path: Path):
+    model = chat_model()
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(ModelError, match=r"cannot be had with the model's final_logit_softcapping"):
+        ConstrainedGRPOTrainer(
+            model=model, reward_funcs=lengths, train_dataset=prompts(), processing_class=chat_tokenizer(),
+            args=grpo_config(tmp_path), constraints=[CONSTRAINTS["choice"]], chat=CHAT,
+        )  # fmt: skip
+
+
 def test_another_release_is_refused(monkeypatch: pytest.MonkeyPatch):
     assert release.check_release().startswith("1.16.")
     monkeypatch.setattr(release, "version", lambda _: "1.17.2")

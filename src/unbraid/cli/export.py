@@ -25,7 +25,7 @@ def export(
 
         done = export_run(run, out, merge=merge, checkpoint=checkpoint, base=base, license=license)
     for note in done.notes:
-        errors.print(f"note: {note}", highlight=False, markup=False)
+        errors.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     console.print(
         f"{done.kind} model, card and tokenizer [bold]{done.path}[/]\n"
         f"  unbraid serve {done.path}\n  hf upload YOU/NAME {done.path}     (when you have read the card)",

@@ -7,12 +7,11 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from unbraid.bench.score import BenchmarkScore
-from unbraid.chat.format import ChatFormat
 from unbraid.evaluate.metrics import Score
 from unbraid.evaluate.statistics import Estimate
 from unbraid.export.provenance import Provenance, is_hub_name
 from unbraid.export.tokenizer import MODES, Rendered
-from unbraid.export.usage import usage
+from unbraid.export.usage import Loading, usage
 from unbraid.export.weights import Kind
 from unbraid.recipe import Recipe
 
@@ -25,18 +24,14 @@ _WHAT: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Card:
-    """What a card is made from. base: of the model, a hub name where it has one. merged: an adapter was."""
+    """What a card is made from. merged: an adapter was."""
 
     name: str
     recipe: Recipe
-    kind: Kind
+    loading: Loading
     merged: bool
-    base: str
     license: str
-    chat: ChatFormat
     rendered: Rendered
-    rank: int
-    adapters: tuple[str, ...]
     scores: Sequence[Score]
     benchmarks: Sequence[BenchmarkScore]
     provenance: Provenance
@@ -48,28 +43,24 @@ class Card:
             f"# {self.name}",
             self._what(),
             self._modes(),
-            "## Use\n\n" + self._use(),
+            "## Use\n\n" + usage(self.loading, self.recipe.rollout.max_new_tokens),
             "## Results\n\n" + self._results(),
             "## Training\n\n" + self._training(),
             "## Where it comes from\n\n" + self._origin(),
         ]
         return "\n\n".join(sections) + "\n"
 
-    def _use(self) -> str:
-        dtype, tokens = self.recipe.model.dtype, self.recipe.rollout.max_new_tokens
-        return usage(self.kind, self.chat, self.base, self.adapters, self.rank, dtype, tokens)
-
     def _header(self) -> str:
         data = ModelCardData(
-            base_model=self.base if is_hub_name(self.base) else None,
+            base_model=self.loading.base if is_hub_name(self.loading.base) else None,
             license=self.license or None,
-            library_name="transformers" if self.kind == "whole" else "peft",
+            library_name="transformers" if self.loading.kind == "whole" else "peft",
             pipeline_tag="text-generation",
             tags=["unbraid", "tool-use", "function-calling", "reasoning", *self._method_tags()],
             datasets=sorted({source.name for source in self.provenance.sources if source.hub}) or None,
         )
-        if is_hub_name(self.base):
-            data["base_model_relation"] = "finetune" if self.kind == "whole" else "adapter"
+        if is_hub_name(self.loading.base):
+            data["base_model_relation"] = "finetune" if self.loading.kind == "whole" else "adapter"
         return str(data.to_yaml()).strip()
 
     def _method_tags(self) -> list[str]:
@@ -77,22 +68,24 @@ class Card:
         return [
             "grpo",
             *(["lora"] if adapter else []),
-            *(["routed-lora"] if self.kind == "routed" else []),
+            *(["routed-lora"] if self.loading.kind == "routed" else []),
             *(["entropy-constraint"] if self.recipe.constraints else []),
         ]
 
     def _what(self) -> str:
         merged = " The adapter it was trained as is merged into it." if self.merged else ""
         label = f" {self.recipe.label[0].upper()}{self.recipe.label[1:].rstrip('.')}." if self.recipe.label else ""
-        base = f"`{self.base}`" + ("" if is_hub_name(self.base) else " (a folder of whoever trained it)")
+        base = f"`{self.loading.base}`" + (
+            "" if is_hub_name(self.loading.base) else " (a folder of whoever trained it)"
+        )
         licence = self.license or "not recorded: that of the base and of the data hold"
         return (
-            f"{_WHAT[self.kind]}{merged} Trained to call tools, and to think first where that pays.{label}\n\n"
+            f"{_WHAT[self.loading.kind]}{merged} Trained to call tools, and to think first where that pays.{label}\n\n"
             f"Trained with unbraid from {base}. Licence: {licence}."
         )
 
     def _modes(self) -> str:
-        preset, lost = self.chat.preset, [mode for mode in MODES if mode not in self.rendered.modes]
+        preset, lost = self.loading.chat.preset, [mode for mode in MODES if mode not in self.rendered.modes]
         forced = (
             "The model chooses by itself whether to think (`auto`), or is told: "
             '`apply_chat_template(…, mode="think")`, `mode="no_think"` (`enable_thinking=True`, `False` do the same). '
@@ -100,18 +93,18 @@ class Card:
             "that into the prompt.\n\nStock transformers renders the ids that were trained on (compared on "
             f"{self.rendered.prompts} conversations in {len(MODES)} modes when this folder was written)."
         )
-        ids = "; ".join(f"`{mode.value}`: {list(self.chat.prefix_ids(mode))}" for mode in lost)
+        ids = "; ".join(f"`{mode.value}`: {list(self.loading.chat.prefix_ids(mode))}" for mode in lost)
         free = (
             "The model chooses by itself whether to think. **The template cannot force a mode**: rendered as text, the "
             "tokenizer would join the mode's first letters with what stands before. Append these ids instead: "
             f"{ids}. Without a mode, stock transformers renders the ids that were trained on."
         )
         lines = ["## Modes", free if lost else forced]
-        if self.chat.calls.observation:
-            result = _code(self.chat.calls.observation)
+        if self.loading.chat.calls.observation:
+            result = _code(self.loading.chat.calls.observation)
             lines.append(
                 "Tools are called by tags and explained in the prompt: give no `tools=`. A response ends at "
-                f"`{self.chat.calls.close}`; the result follows in the same turn, as `{result}`."
+                f"`{self.loading.chat.calls.close}`; the result follows in the same turn, as `{result}`."
             )
         return "\n\n".join(lines)
 

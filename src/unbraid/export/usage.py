@@ -1,7 +1,7 @@
 """How an exported folder is loaded: the lines of its card, for transformers, PEFT, vLLM and unbraid."""
 
 import shlex
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 from unbraid.chat.format import ChatFormat
 from unbraid.export.weights import Kind
@@ -34,25 +34,41 @@ base = AutoModelForCausalLM.from_pretrained({base!r}, dtype="auto")
 """
 
 
-def usage(kind: Kind, chat: ChatFormat, base: str, adapters: Sequence[str], rank: int, dtype: str, tokens: int) -> str:
-    """The section on use.
+@dataclass(frozen=True)
+class Loading:
+    """What has to be known to load an exported folder.
 
-    Args:
-        adapters: of a routed model. rank: the largest of them. dtype: of the weights. tokens: of the longest response
-            that was trained.
+    base: hub name or folder. adapters: of a routed model. rank: of the largest adapter. dtype: of the weights.
+    grown: the adapters add tokens that the base has no rows for.
     """
-    generate = _GENERATE.format(tokens=tokens)
-    loads = _WHOLE if kind == "whole" else _ADAPTER.format(base=base)
-    if kind == "adapter":
+
+    kind: Kind
+    chat: ChatFormat
+    base: str
+    adapters: tuple[str, ...] = ()
+    rank: int = 0
+    dtype: str = "float32"
+    grown: bool = False
+
+
+def usage(how: Loading, tokens: int) -> str:
+    """The section on use. tokens: of the longest response that was trained."""
+    loads = _WHOLE if how.kind == "whole" else _ADAPTER.format(base=how.base)
+    if how.grown:
+        loads += "base.resize_token_embeddings(len(tokenizer))  # it has no rows for the tokens that were added\n"
+    if how.kind == "adapter":
         loads += "model = PeftModel.from_pretrained(base, path)\n"
-    if kind == "routed":
-        loads += f"model = PeftModel.from_pretrained(base, path, subfolder={adapters[0]!r})  # one of them, alone\n"
+    if how.kind == "routed":
+        loads += f"model = PeftModel.from_pretrained(base, path, subfolder={how.adapters[0]!r})  # one of them, alone\n"
+    by = "transformers" if how.kind == "whole" else "PEFT"
     parts = [
-        f"With {'transformers' if kind == 'whole' else 'PEFT'}:\n\n```python\n{loads}{generate}```",
-        f"With vLLM:\n\n```sh\n{serve_command(kind, chat, base, adapters, rank, dtype)}\n```",
+        f"With {by}:\n\n```python\n{loads}{_GENERATE.format(tokens=tokens)}```",
+        "Not with vLLM, which takes no adapter that adds tokens: export with `--merge` for it."
+        if how.grown
+        else f"With vLLM:\n\n```sh\n{serve_command(how)}\n```",
         "With unbraid, which reads `recipe.yaml`:\n\n```sh\nunbraid serve .\nunbraid chat .\n```",
     ]
-    if kind == "routed":
+    if how.kind == "routed":
         parts.insert(
             0,
             "**Together the adapters need unbraid**: stock PEFT and stock vLLM know no routing by token, and load each "
@@ -62,18 +78,16 @@ def usage(kind: Kind, chat: ChatFormat, base: str, adapters: Sequence[str], rank
     return "\n\n".join(parts)
 
 
-def serve_command(
-    kind: Kind, chat: ChatFormat, base: str, adapters: Sequence[str], rank: int, dtype: str, path: str = "."
-) -> str:
+def serve_command(how: Loading, path: str = ".") -> str:
     """The line that serves the folder by vLLM as it is published, without unbraid."""
-    reading, _, _ = parsers(chat)
+    reading, _, _ = parsers(how.chat)
     # By itself vLLM would serve weights in float32 in a shorter type.
-    flags = [f"--dtype={'float32' if dtype == 'float64' else dtype}", *reading]
-    if kind == "whole":
+    flags = [f"--dtype={'float32' if how.dtype == 'float64' else how.dtype}", *reading]
+    if how.kind == "whole":
         return "vllm serve " + " ".join(map(shlex.quote, [path, *flags]))
-    loaded = [f"{name}={path}/{name}" for name in adapters] if kind == "routed" else [f"tuned={path}"]
+    loaded = [f"{name}={path}/{name}" for name in how.adapters] if how.kind == "routed" else [f"tuned={path}"]
     flags += [
         f"--tokenizer={path}", f"--chat-template={path}/chat_template.jinja", f"--generation-config={path}",
-        "--enable-lora", f"--max-lora-rank={lora_rank(rank)}", "--lora-modules", *loaded,
+        "--enable-lora", f"--max-lora-rank={lora_rank(how.rank)}", "--lora-modules", *loaded,
     ]  # fmt: skip
-    return "vllm serve " + " ".join(map(shlex.quote, [base, *flags]))
+    return "vllm serve " + " ".join(map(shlex.quote, [how.base, *flags]))

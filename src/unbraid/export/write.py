@@ -6,14 +6,17 @@ from pathlib import Path
 from unbraid.bench.score import read_score, records_of
 from unbraid.chat.format import ChatFormat
 from unbraid.errors import CheckpointError, DataError, ModelError
+from unbraid.evaluate.metrics import Score
 from unbraid.export.card import Card, license_of
 from unbraid.export.provenance import provenance_of
 from unbraid.export.tokenizer import MODES, Rendered, save_tokenizer
+from unbraid.export.usage import Loading
 from unbraid.export.weights import Kind, copy_weights, kind_of, merge_weights, rank_of
 from unbraid.policy import load_tokenizer
 from unbraid.policy.policy import resolve_path
 from unbraid.recipe import Recipe
 from unbraid.run.folder import read_scores, recipe_of, replace_folder
+from unbraid.serve.run_flags import model_config
 from unbraid.tokens import Router
 
 
@@ -65,13 +68,26 @@ def export_run(
         _write_generation_config(recipe, chat, partial)
         (partial / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         saved: Kind = "whole" if merge else kind
-        adapters = Router.load(folder).adapters if kind == "routed" else ()
+        loading = Loading(
+            saved,
+            chat,
+            named,
+            Router.load(folder).adapters if kind == "routed" else (),
+            0 if saved == "whole" else rank_of(folder, kind),
+            recipe.model.dtype,
+            saved != "whole" and _adds_tokens(run_dir, recipe, chat),
+        )
         card = Card(
-            target.name if out else recipe.name, recipe, saved, merge, named, license or license_of(named), chat,
-            rendered, 0 if saved == "whole" else rank_of(folder, kind), adapters, _scores(run_dir, checkpoint),
+            target.name if out else recipe.name,
+            recipe,
+            loading,
+            merge,
+            license or license_of(named),
+            rendered,
+            _scores(run_dir, checkpoint),
             [read_score(record) for record in records_of(run_dir) if record.name.startswith(f"{checkpoint}-")],
             provenance_of(recipe),
-        )  # fmt: skip
+        )
         (partial / "README.md").write_text(card.text(), encoding="utf-8")
         notes.extend([*told, *_notes(card, rendered)])
 
@@ -89,6 +105,12 @@ def _trained_chat(recipe: Recipe, folder: Path) -> tuple[ChatFormat, list[str]]:
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
         note = "the base cannot be loaded here: ids were compared with the tokenizer that the run saved"
         return ChatFormat.build(tokenizer, recipe.chat), [note]
+
+
+def _adds_tokens(run_dir: Path, recipe: Recipe, chat: ChatFormat) -> bool:
+    """Whether the tokenizer has ids that the base has no rows for, as far as the base is known here."""
+    rows = model_config(run_dir, recipe).get("vocab_size")
+    return isinstance(rows, int) and rows < len(chat.tokenizer)
 
 
 def _write_generation_config(recipe: Recipe, chat: ChatFormat, out: Path) -> None:
@@ -110,7 +132,7 @@ def _write_generation_config(recipe: Recipe, chat: ChatFormat, out: Path) -> Non
     settings.save_pretrained(out)
 
 
-def _scores(run_dir: Path, checkpoint: str) -> list:
+def _scores(run_dir: Path, checkpoint: str) -> list[Score]:
     """The run's evaluations of these weights."""
     try:
         found = read_scores(run_dir)
@@ -126,14 +148,15 @@ def _notes(card: Card, rendered: Rendered) -> list[str]:
             f"the template cannot force the modes {', '.join(lost)}: the tokenizer joins their first letters with what "
             "stands before; the card says which ids to append instead"
         )
-    if card.kind == "routed":
+    kind, base = card.loading.kind, card.loading.base
+    if card.loading.grown:
+        found.append("the adapters add tokens to the base: vLLM takes none that do, PEFT after a resize; or --merge")
+    if kind == "routed":
         found.append("stock PEFT and vLLM load each adapter alone; together they need `unbraid serve` (docs/export.md)")
-    if not Path(card.base).is_dir():
+    if not Path(base).is_dir():
         return found
-    if card.kind != "whole":
-        found.append(
-            f"adapters name a folder of this machine as their base, {card.base}: name it by --base, or --merge"
-        )
+    if kind != "whole":
+        found.append(f"adapters name a folder of this machine as their base, {base}: name it by --base, or --merge")
     if not card.license:
         found.append("the base's folder says no licence: give --license, or write it into the card")
     return found

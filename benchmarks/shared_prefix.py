@@ -202,6 +202,14 @@ def draw(found: dict[str, dict[str, list[float]]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def slopes(name: str, seconds: Sequence[float]) -> dict[str, float]:
+    """d log cost / d log value over a whole sweep of the forest: as measured, and by operations."""
+    values = SWEEPS[name]
+    costs = {"measured": seconds, "by operations": [expected_cost(BASE | {name: value}) for value in values]}
+    wide = np.log(values[-1] / values[0])
+    return {kind: round(float(np.log(cost[-1] / cost[0]) / wide), 2) for kind, cost in costs.items()}
+
+
 def expected_cost(setting: dict[str, int]) -> float:
     """Operations of the forest way, up to a constant: matrices of the layers, attention, the head."""
     batch = make_batch(**setting)
@@ -233,12 +241,10 @@ def main() -> None:
     if asked.out:
         draw(found, asked.out)
     rounded = {name: {way: [round(s, 3) for s in at] for way, at in ways.items()} for name, ways in found.items()}
+    told = {"values": {k: list(v) for k, v in SWEEPS.items()}, "seconds": rounded}
+    told |= {"slopes": {name: slopes(name, ways["forest"]) for name, ways in found.items()}}
     worst = max(apart[turns][way] for turns in apart for way in ("forest", "mask", "cache"))
-    print(
-        json.dumps(
-            {"gradient_max_relative": worst, "values": {k: list(v) for k, v in SWEEPS.items()}, "seconds": rounded}
-        )
-    )
+    print(json.dumps({"gradient_max_relative": worst} | told))
 
 
 if __name__ == "__main__":

@@ -270,7 +270,9 @@ class SlotSampler:
             common = self._common(ids)
             best = int(common.argmax())
             much = int(common[best]) + WORTH_COPYING
-            if any(start_alike(ids, self._turns[other].fed[:-1], much) for other in others):
+            # Asked first, as it spares comparing every pair of contexts where all are short.
+            enough = len(ids) >= much
+            if enough and any(start_alike(ids, self._turns[other].fed[:-1], much) for other in others):
                 return True
             if common[best] >= own + WORTH_COPYING:
                 end = int(common[best])

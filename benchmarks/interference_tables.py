@@ -40,9 +40,9 @@ def number(value: float) -> str:
 
 def interval(found: Sequence[float | None] | None) -> str:
     """[value, low, high] as a number with its interval."""
-    if found is None or found[0] is None:
+    value, low, high = found or (None, None, None)
+    if value is None:
         return "not measurable"
-    value, low, high = found
     return number(value) + (f" ({number(low)} … {number(high)})" if low is not None and high is not None else "")
 
 

@@ -128,7 +128,7 @@ def test_off_role_term_is_the_mean_divergence_from_the_start():
         for _, p in policy.trainable():
             p += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(3), dtype=p.dtype)
     term = hold(0)
-    found = [p.grad.clone() for _, p in policy.trainable()]
+    found = [torch.zeros_like(p) if p.grad is None else p.grad for _, p in policy.trainable()]
     loss, total = torch.zeros((), dtype=torch.float64), sum(sum(e.weights) for e in other)
     for e in other:
         ids = [*e.prompt_ids, *e.response_ids]

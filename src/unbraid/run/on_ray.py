@@ -73,11 +73,11 @@ def train_on_ray(
     try:
         with _watched(run_dir, recipe.learn.steps, progress):
             refusal = trainer.fit().return_value
-    except TrainingFailedError as problem:
+    except (TrainingFailedError, ray.exceptions.RayError) as problem:
         reason = str(problem).strip().splitlines()[-1]
         raise RanksError(
-            f"the workers failed {FAILURES + 1} times, last with: {reason}: see Ray's logs of them, and go on with "
-            "--resume"
+            f"Ray gave up, after at most {FAILURES} new starts, over: {reason}: see its logs of the workers, and go on "
+            "with --resume"
         ) from problem
     if refusal:
         raise getattr(errors, refusal[0], UnbraidError)(refusal[1])

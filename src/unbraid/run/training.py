@@ -1,5 +1,6 @@
 """From a recipe to a trained policy: read tasks, warm up, train, evaluate."""
 
+import os
 import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -86,7 +87,13 @@ def _train(recipe: Recipe, run_dir: Path, resume: bool, progress: Progress) -> l
 
 
 def refuse_ranks(recipe: Recipe) -> None:
-    """What several ranks cannot do. Raises RanksError with the first such thing."""
+    """What several ranks, or their launcher, cannot have. Raises RanksError with the first such thing."""
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision != "no" and not sharding.asked_for():
+        raise RanksError(
+            f"accelerate's mixed precision is {precision}, which is for sharded weights (--use_fsdp): launch with "
+            "--mixed_precision no; model.dtype says what is computed in"
+        )
     if ranks.world() > 1 and recipe.sampler.engine != "local" and recipe.sampler.ahead:
         raise RanksError("sampler.ahead draws beside what the ranks tell each other: set it to false, or use one rank")
 

@@ -26,7 +26,8 @@ class SearchQA(Environment):
         max_chars: of one document's text, at most; the rest is cut off. Choice: longer than nearly all passages of
             Wikipedia benchmarks, and no document can take the place of the others.
         reward: the reward's total, see `score`. cache: folder of cached indexes, empty = the usual one.
-        timeout: seconds that a server may take.
+        timeout: seconds that a server may take. retries: how often one that does not answer is asked again, after half
+            a second, one, two, and so on: 3 wait out 3.5 seconds, 7 a minute.
 
     Raises:
         EnvError: if not exactly one of `corpus` and `url` is given, or a value is none of those that it may be.
@@ -42,15 +43,18 @@ class SearchQA(Environment):
         reward: RewardName = "em",
         cache: str = "",
         timeout: float = 30.0,
+        retries: int = 3,
     ):
         if bool(corpus) == bool(url):
             raise EnvError("SearchQA: give either corpus (a folder or a file) or url (a retriever's address)")
         if reward not in ("em", "f1", "em_format"):
             raise EnvError(f"SearchQA: reward '{reward}' is unknown; use em, f1 or em_format")
-        if topk < 1 or max_chars < 1:
-            raise EnvError("SearchQA: topk and max_chars count from 1")
+        if topk < 1 or max_chars < 1 or retries < 0:
+            raise EnvError("SearchQA: topk and max_chars count from 1, retries from 0")
         self.topk, self.max_chars, self.reward = topk, max_chars, reward
-        self.retriever: Retriever = RemoteRetriever(url, timeout) if url else open_index(corpus, cache=cache or None)
+        self.retriever: Retriever = (
+            RemoteRetriever(url, timeout, retries) if url else open_index(corpus, cache=cache or None)
+        )
         self._answers: list[str] = []
         self._titles: list[str] = []
 

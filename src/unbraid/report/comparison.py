@@ -1,6 +1,6 @@
 """Several runs against the first of them, benchmark by benchmark: one table, in a terminal and on a page."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,42 +111,38 @@ def difference_picture(compared: Compared, width: float) -> str:
 def comparison_table(compared: Compared) -> Table:
     """The table for a terminal; differences and their 95 % intervals stand below the values."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("run", no_wrap=True)
+    table.add_column("run")
     for name in ("right, %", "tokens", "think, %", "ACU", "entries"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("")
     for section in compared.sections:
         table.add_row(Text.assemble((section.title, "bold"), (f"  {section.asked}", "dim")))
         for row in section.rows:
-            table.add_row(
-                Text(f"  {row.run}"),
-                number(100 * row.accuracy.value),
-                number(row.tokens.value),
-                number(100 * row.think.value if row.think else None),
-                compact(row.acu),
-                str(row.accuracy.n),
-                Text(row.note, style="dim"),
-            )
+            think = number(100 * row.think.value if row.think else None)
+            cells = (number(100 * row.accuracy.value), number(row.tokens.value), think, compact(row.acu))
+            table.add_row(Text(f"  {row.run}"), *cells, str(row.accuracy.n))
             if d := row.difference:
-                cells = (_change(d.accuracy, 100), _change(d.tokens), _change(d.think, 100), _ratio(d.acu))
-                table.add_row(Text("    paired", style="dim"), *cells, Text(str(d.common), style="dim"), "")
+                changes = [(d.accuracy, 100.0), (d.tokens, 1.0), (d.think, 100.0)]
+                values = (_change(e, scale) for e, scale in changes)
+                intervals = (_interval(e, scale, lambda x: signed(x, 0)) for e, scale in changes)
+                table.add_row(Text("    paired", style="dim"), *values, _ratio(d.acu), Text(str(d.common), style="dim"))
+                table.add_row("", *intervals, _interval(d.acu, 1.0, lambda x: number(x, 2)))
+            if row.note:
+                table.add_row(Text(f"    {row.note}", style="dim"))
     return table
 
 
-def _change(e: Estimate | None, scale: float = 1) -> Text:
+def _change(e: Estimate | None, scale: float) -> Text:
     if e is None:
         return Text("–", style="dim")
-    inside = e.low is None or e.high is None or e.low <= 0 <= e.high
-    text = Text(signed(scale * e.value), style="" if inside else "bold")
-    if e.low is not None and e.high is not None:
-        text.append(f" ({signed(scale * e.low)} … {signed(scale * e.high)})", style="not bold dim")
-    return text
+    clear = e.low is not None and e.high is not None and not e.low <= 0 <= e.high
+    return Text(signed(scale * e.value), style="bold" if clear else "")
 
 
 def _ratio(e: Estimate | None) -> Text:
-    if e is None:
-        return Text("–", style="dim")
-    text = Text(f"× {e.value:.2f}")
-    if e.low is not None and e.high is not None:
-        text.append(f" ({e.low:.2f} … {e.high:.2f})", style="dim")
-    return text
+    return Text("–", style="dim") if e is None else Text(f"× {e.value:.2f}")
+
+
+def _interval(e: Estimate | None, scale: float, written: Callable[[float], str]) -> Text:
+    if e is None or e.low is None or e.high is None:
+        return Text("")
+    return Text(f"{written(scale * e.low)}…{written(scale * e.high)}", style="dim")

@@ -45,8 +45,11 @@ def calling_run(folder: Path, steps: int = 120) -> Policy:
     config = WarmupConfig(steps=steps, learning_rate=1e-2, decay="cosine", ramp_steps=5)
     SupervisedTrainer(policy.model, config, lambda step: _examples(policy.format, step)).run()
     policy.save(folder / "final")
+    # A whole model's weights are all in `final`; the base is loaded first all the same.
+    policy.model.save_pretrained(str(folder / "base"))
+    policy.tokenizer.save_pretrained(str(folder / "base"))
     recipe = Recipe(
-        name="caller", model=ModelConfig(path="nowhere"), chat=CHAT, tasks=TasksConfig(train="nowhere"),
+        name="caller", model=ModelConfig(path=str(folder / "base")), chat=CHAT, tasks=TasksConfig(train="nowhere"),
         rollout=RolloutConfig(max_new_tokens=100),
     )  # fmt: skip
     (folder / "recipe.yaml").write_text(recipe.to_yaml())

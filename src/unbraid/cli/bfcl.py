@@ -16,7 +16,9 @@ from unbraid.cli.console import Bars, console, errors
 @bench.command()
 def bfcl(
     run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Run folder: it is served for the while.")] = None,
-    url: Annotated[str, typer.Option(help="Or a server: http://host:port/v1[#MODEL].")] = "",
+    url: Annotated[
+        str, typer.Option(help="Or a server: http://host:port/v1, #MODEL after it for one that is not its first.")
+    ] = "",
     out: Annotated[Path | None, typer.Option(help="With --url: folder for the record.")] = None,
     categories: Annotated[
         list[str] | None,

@@ -118,7 +118,10 @@ def errand(
         (scratch / "calls.jsonl").write_text("".join(json.dumps(line) + "\n" for line in calls), encoding="utf-8")
         whole = {**plan, "errand": name, "log": str(log.absolute()), "calls": str(scratch / "calls.jsonl")}
         (scratch / "plan.json").write_text(json.dumps(whole), encoding="utf-8")
-        environment = clean_environment(installation.python, {"BFCL_PROJECT_ROOT": str(project.absolute())})
+        # Straight to this machine, whatever proxy the environment names.
+        here = ",".join(filter(None, (os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1,localhost")))
+        more = {"BFCL_PROJECT_ROOT": str(project.absolute()), "NO_PROXY": here, "no_proxy": here}
+        environment = clean_environment(installation.python, more)
         command = [str(installation.python), str(_INSIDE), str(scratch / "plan.json")]
         lines = []
         with (

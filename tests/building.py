@@ -1,4 +1,4 @@
-"""A build to be killed: `python building.py ROWS OUT SEED` kills it at random moments until it gets through."""
+"""A build to be killed: `python building.py ROWS OUT SEED KILLS` kills it at random moments, then lets it through."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def chat() -> ChatFormat:
 
 def samplers() -> Samplers:
     """Who tries the tasks: nobody, by chance."""
-    who = KnowsSome(reward_function(RewardConfig()), part=16)
+    who = KnowsSome(reward_function(RewardConfig()), part=48)
     return Samplers(chat(), 4096, who, who)
 
 
@@ -74,26 +74,30 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def main(rows: Path, out: Path, seed: int) -> None:
-    """Fork, kill, and go on until the work is done; prints how often it was killed."""
+def main(rows: Path, out: Path, seed: int, kills: int) -> None:
+    """Fork and kill so many times, then go on until the work is done; prints how often it was killed in its work."""
     rng, killed = random.Random(seed), 0
     chat()  # built once for all children
-    while True:
+    for _ in range(kills):
         child = os.fork()
         if child == 0:
             building(rows, out)
             os._exit(0)
-        deadline = time.monotonic() + rng.uniform(0.01, 0.6)
-        while time.monotonic() < deadline and os.waitpid(child, os.WNOHANG) == (0, 0):
-            time.sleep(0.001)
-        else:
-            if time.monotonic() < deadline:
-                break
+        # After a few files have changed, and then at any moment, perhaps in the middle of writing the next.
+        changes, before = rng.randint(1, 12), -1
+        while changes and os.waitpid(child, os.WNOHANG) == (0, 0):
+            now = sum(p.stat().st_size for p in out.rglob("*") if p.is_file()) if out.is_dir() else 0
+            changes, before = changes - (now != before), now
+            time.sleep(0.002)
+        if changes:
+            break
+        time.sleep(rng.uniform(0, 0.05))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         killed += 1
+    building(rows, out)
     print(killed)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

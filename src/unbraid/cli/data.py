@@ -174,7 +174,8 @@ def data_build(
     )  # fmt: skip
     bought = {"key_env": key_env, "concurrency": concurrency, "max_requests": max_requests, "max_tokens": max_tokens}
     settings = {key: value for key, value in bought.items() if value is not None}
-    loaded = load(recipe) if recipe else None
+    # A recipe must name tasks; those that are labelled come from the pool.
+    loaded = load([*recipe, f"tasks.train={out / 'work' / 'pool' / 'warmup.jsonl'}"]) if recipe else None
     with Bars() as bars:
         built = build(
             config, out, until,

@@ -278,8 +278,8 @@ def _refine(
     """The RL set: chosen by the rewards that its pool was seen to give."""
     pool, sample = stages["pool"], stages.get("sample")
     rule = config.refine.model_dump(mode="json", exclude={"keep"})
-    seen = {"rounds": _run_mark(Path(rounds))} if rounds else {"samples": sample.digest if sample else ""}
-    made_of = {"tasks": digest_of([pool.folder / RL]), **seen, "mode": config.refine_mode, "rl": config.rl, **rule}
+    by = {"rounds": _run_mark(Path(rounds))} if rounds else {"samples": sample.digest if sample else ""}
+    made_of = {"tasks": digest_of([pool.folder / RL]), **by, "mode": config.refine_mode, "rl": config.rl, **rule}
 
     def make(folder: Path) -> dict[str, Any]:
         if rounds:
@@ -288,7 +288,8 @@ def _refine(
             assert sample
             mode = Mode(config.refine_mode) if config.refine_mode else None
             tasks, measured = from_samples(sample.folder, mode)
-        of = config.refine.model_copy(update={"keep": min(1.0, config.rl / max(1, len(tasks)))})
+        seen = sum(task.id in measured for task in tasks)
+        of = config.refine.model_copy(update={"keep": min(1.0, config.rl / max(1, seen))})
         found = choose(tasks, measured, of, "rounds" if rounds else "samples")
         kept, step, dropped = sift("refine", tasks, found.refined.dropped)
         kept, size = _trim(kept, config.rl, config.seed, "RL size")

@@ -196,9 +196,8 @@ def test_a_run_from_the_command_line(installation, tmp_path):
         for answer in answers:
             entry, (reply,) = entries[answer["id"]], answer["replies"]
             assert entry.tokens == reply["completion_tokens"] > 0
-            assert (entry.mode is Mode.THINK) is bool(reply["reasoning"]) and (
-                mode is not Mode.THINK or entry.mode is mode
-            )
+            assert (entry.mode is Mode.THINK) is bool(reply["reasoning"])
+            assert mode is not Mode.THINK or entry.mode is mode
             calls = [Call(c["function"]["name"], json.loads(c["function"]["arguments"])) for c in reply["tool_calls"]]
             if task := tasks.get(entry.id):
                 right = accepted_match(calls, accepted_of(task), task.tools)
@@ -206,5 +205,5 @@ def test_a_run_from_the_command_line(installation, tmp_path):
                 right = bool(calls) is (entry.category == "live_relevance")
             assert bool(entry.score) is right
             kinds.add((entry.category, bool(calls), bool(entry.score)))
-    # Not everything is of one kind, or this would show nothing.
-    assert {("irrelevance", True, False), ("irrelevance", False, True), ("live_relevance", True, True)} <= kinds
+    # Calls were made, or this would show nothing.
+    assert {("irrelevance", True, False), ("live_relevance", True, True), ("multiple", True, False)} <= kinds

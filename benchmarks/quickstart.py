@@ -3,8 +3,8 @@
     python benchmarks/quickstart.py
 
 Last line: one JSON object with `seconds` per stage (`all` is the wall clock), `cpu_seconds` of all processes, which
-other work on the machine disturbs little, `cores`, and each method's result. The script runs on older commits, too: with
-their `src` as PYTHONPATH.
+other work on the machine disturbs little, `cores`, and each method's result. The script runs on older commits, too:
+with their `src` as PYTHONPATH.
 """
 
 import argparse

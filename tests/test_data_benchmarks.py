@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from rows import call_row, rows_of, write
 
-from unbraid.data import DataConfig
+from unbraid.data import DataConfig, collect
+from unbraid.data.task_rows import text_row
 from unbraid.errors import DataError
 from unbraid.prepare import load_tasks
 
@@ -43,3 +44,27 @@ def test_training_refuses_benchmarks_and_evaluation_takes_them(tmp_path, name):
     write(tmp_path / "mixed" / "b.json", rows_of(name))
     with pytest.raises(DataError, match="belong to a benchmark"):
         load(both, test=rows)
+
+
+def test_a_benchmark_in_another_format_is_refused_where_it_is_tested_on(tmp_path):
+    """Its mark is lost in a training format, or in rows of our own that somebody has edited; its questions are not."""
+    benchmark = rows_of("bfcl")[:1]
+    benchmark[0]["question"] = [[{"role": "user", "content": "What is the area of a field of 10 by 7?"}]]
+    test = str(write(tmp_path / "benchmark.json", benchmark))
+    rows = [call_row(), call_row()]
+    rows[1]["conversations"][0]["value"] = "what is the area of a field of 10 by 7"
+    leaking = str(write(tmp_path / "leaking.json", rows))
+    clean = str(write(tmp_path / "clean.json", [call_row()]))
+    for train, warmup in ((leaking, ""), (clean, leaking)):
+        with pytest.raises(DataError, match=r"leaking\.json: 1 of 2 tasks ask what the benchmark of tasks\.test asks"):
+            load(train, warmup, test=test)
+    assert len(load(leaking, test=clean).train) == 2  # without that test set there is nothing to leak into
+    rows[1]["conversations"][0]["value"] = "Hi! What is the area of a field of 10 by 9?"
+    near = load(str(write(tmp_path / "near.json", rows)), test=test)
+    assert "near.json: 1 tasks ask nearly what the benchmark" in near.books and len(near.train) == 2
+
+
+def test_rows_of_our_own_keep_the_mark(tmp_path):
+    tasks = [text_row(task) for task in collect(str(write(tmp_path / "b.json", rows_of("bfcl"))), DataConfig()).tasks]
+    with pytest.raises(DataError, match="2 of 2 tasks belong to a benchmark"):
+        load(str(write(tmp_path / "ours.json", tasks)))

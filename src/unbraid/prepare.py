@@ -9,6 +9,7 @@ from pathlib import Path
 from unbraid import ranks
 from unbraid.chat.types import Mode
 from unbraid.data import fit_prompts, read_tasks, split_tasks
+from unbraid.data.overlap import audit, benchmark_of
 from unbraid.errors import DataError
 from unbraid.policy import Policy
 from unbraid.policy.two_agents import TwoAgents
@@ -90,6 +91,9 @@ def load_tasks(recipe: Recipe, policy: Policy, acts_in: Environment | None = Non
         raise DataError("there is no task to evaluate: raise data.validation, or give tasks.validation and tasks.test")
     warmup = read(recipe.tasks.warmup, None) if recipe.tasks.warmup else train
     refuse_benchmarks(recipe.tasks.warmup or recipe.tasks.train, warmup)
+    lines += refuse_asked(recipe.tasks.train, train, test)
+    if recipe.tasks.warmup:
+        lines += refuse_asked(recipe.tasks.warmup, warmup, test)
     return TaskSets(train, validation, test, "\n".join(lines), warmup)
 
 
@@ -101,6 +105,25 @@ def refuse_benchmarks(source: str, tasks: Sequence[Task]) -> None:
             f"{source}: {forbidden} of {len(tasks)} tasks belong to a benchmark, for evaluation only: "
             "make it tasks.test, and train on others"
         )
+
+
+def refuse_asked(source: str, tasks: Sequence[Task], test: Sequence[Task]) -> list[str]:
+    """A line about tasks to learn from that ask nearly what a benchmark among the test tasks asks.
+
+    A benchmark's rows in another format have no mark; their questions are the same.
+
+    Raises:
+        DataError: tasks ask just what it asks.
+    """
+    asked = benchmark_of("the benchmark of tasks.test", (task for task in test if task.extra.get("eval_only")))
+    found = audit(tasks, asked) if asked.questions else None
+    same = [hit for hit in found.hits if hit.kind == "question"] if found else []
+    if same:
+        raise DataError(
+            f"{source}: {len(same)} of {len(tasks)} tasks ask what {asked.name} asks, {same[0].task} for one: "
+            "take them out (`unbraid data build --benchmark …` does), or test on others"
+        )
+    return [f"  {source}: {len(found.hits)} tasks ask nearly what {asked.name} asks"] if found and found.hits else []
 
 
 def opened(tasks: Sequence[Task], acts_in: Environment) -> tuple[list[Task], Counter[str]]:

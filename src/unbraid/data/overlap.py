@@ -168,7 +168,7 @@ def _plain(value: Any) -> Any:
 
 def _marks(tools: Iterable[Mapping[str, Any]], calls: Iterable[Call]) -> tuple[frozenset[str], frozenset[str]]:
     """(marks of the tools, marks of the calls that have arguments and belong to one of them)."""
-    by_name = {tool["function"]["name"]: tool_mark(tool) for tool in tools}
+    by_name = {str(tool.get("function", tool).get("name")): tool_mark(tool) for tool in tools}
     called = (call_mark(c, by_name[c.name]) for c in calls if c.name in by_name and c.arguments)
     return frozenset(by_name.values()), frozenset(called)
 
@@ -198,6 +198,16 @@ def read_benchmark(name: str, source: str, split: str = "test") -> Benchmark:
     if not questions:
         raise DataError(f"{source}: none of {rows} rows asks anything: give the folder that has {name}'s questions")
     return Benchmark(name, tuple(questions), frozenset(tools), rows, unread)
+
+
+def benchmark_of(name: str, tasks: Iterable[Task]) -> Benchmark:
+    """A benchmark whose rows have been read as tasks already."""
+    questions: list[Question] = []
+    for task in tasks:
+        texts = tuple(dict.fromkeys(asked_texts(task.messages)))
+        category = str(task.extra.get("category", ""))
+        questions.append(Question(task.id, category, texts, *_marks(task.tools, task.expected)))
+    return Benchmark(name, tuple(questions), frozenset().union(*(q.tools for q in questions)), len(questions))
 
 
 def _questions(where: str, row: Mapping[str, Any]) -> list[Question]:

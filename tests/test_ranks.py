@@ -74,7 +74,7 @@ def all_learned() -> dict[str, Any]:
     return {kind: learned(kind) for kind in KINDS}
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_ranks_make_the_steps_of_one(tmp_path: Path, world: int):
     expected = all_learned()
     for found in on_ranks(all_learned, world, tmp_path):
@@ -164,7 +164,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[torch.Te
     return folder, run(folder)
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_run_of_ranks_is_the_run_of_one(tmp_path: Path, alone: Any, world: int):
     folder, weights = alone
     for found in on_ranks(run, world, tmp_path / "ranks", tmp_path / "run"):
@@ -185,6 +185,7 @@ def run_until_killed(folder: Path) -> None:
     run(folder, deadly)
 
 
+@pytest.mark.slow
 def test_a_run_killed_on_two_ranks_goes_on_on_one_or_four(tmp_path: Path, alone: Any):
     survivor, killed = on_ranks(run_until_killed, 2, tmp_path / "ranks", tmp_path / "two")
     assert killed is None and survivor.startswith("RanksError: another rank is gone") and "\n" not in survivor

@@ -142,6 +142,7 @@ def all_of_it(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_two_ranks_with_sharded_weights_are_one(tmp_path: Path):
     first, second = on_ranks(all_of_it, 2, tmp_path / "ranks", tmp_path)
     assert isinstance(first, dict) and isinstance(second, dict), (first, second)

@@ -5,13 +5,12 @@ other role run through the bare base. Choice: `swapped`, where each role runs th
 the adapters are more than one skill learned twice.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
 from unbraid.bench.ask import Benchmark
 from unbraid.errors import ModelError
 from unbraid.policy import Policy
-from unbraid.policy.control_routers import ControlRouter
+from unbraid.policy.control_routers import controlled
 from unbraid.policy.two_agents import TwoAgents
 from unbraid.prepare import TaskSets
 from unbraid.recipe import Recipe
@@ -34,26 +33,20 @@ def adapter_choices(policy: Policy) -> tuple[str, ...]:
     return (BOTH, *policy.router.adapters, SWAPPED)
 
 
-@contextmanager
-def with_adapters(policy: Policy, choice: str) -> Iterator[None]:
+def with_adapters(policy: Policy, choice: str) -> AbstractContextManager[None]:
     """Within, the policy runs with the adapters of this choice; `both`, or "", changes nothing.
 
     Raises:
         ModelError: there is no such choice.
     """
     if choice in ("", BOTH):
-        yield
-        return
+        return nullcontext()
     choices = adapter_choices(policy)
     if choice not in choices:
         raise ModelError(f"no adapters '{choice}': choose one of {', '.join(choices)}")
-    binding, router = policy.model.routing, policy.router
-    assert isinstance(router, Router)
-    binding.router = ControlRouter(router, "swapped") if choice == SWAPPED else ControlRouter(router, "only", (choice,))
-    try:
-        yield
-    finally:
-        binding.router = router
+    if choice == SWAPPED:
+        return controlled(policy.model, "swapped")
+    return controlled(policy.model, "only", (choice,))
 
 
 def own_tasks(recipe: Recipe, tasks: TaskSets, acts_in: Environment | None) -> Benchmark:

@@ -17,7 +17,7 @@ def benchmark_table(scores: Sequence[BenchmarkScore]) -> Table:
     table.add_column("right, % (95 %)", no_wrap=True)
     for name in ("entries", "tokens", "think, %", "ACU"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("model, mode, decoding")
+    table.add_column("model, mode, decoding", overflow="fold")
     for score in scores:
         setting, think = score.setting, score.think_rate
         table.add_row(

@@ -5,7 +5,8 @@ being switched by role. Each control keeps the first or the first two and breaks
 trained and sampled here, never saved with a routing file and never served.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -88,6 +89,18 @@ class ControlRouter:
     def _drawn(self, keys: NDArray[Any]) -> NDArray[np.int8]:
         """An adapter per key, each as likely as any other."""
         return (_mixed(keys) % np.uint64(len(self.adapters))).astype(np.int8)
+
+
+@contextmanager
+def controlled(model: Any, control: Control, kept: Sequence[str] = ()) -> Iterator[None]:
+    """Within, a model that routes its tokens by role (`model.routing`) does so by a control; `kept` as there."""
+    binding, router = model.routing, model.routing.router
+    assert isinstance(router, Router)
+    binding.router = ControlRouter(router, control, kept)
+    try:
+        yield
+    finally:
+        binding.router = router
 
 
 def _mixed(keys: NDArray[Any]) -> NDArray[np.uint64]:

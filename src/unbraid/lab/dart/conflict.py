@@ -1,8 +1,8 @@
 """Running a cell of the conflict world: supervised or by GRPO, with exact success all along the way."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from unbraid.learn.schedule import epochs
 from unbraid.learn.supervised import SupervisedTrainer
 from unbraid.learn.trainer import Training
 from unbraid.policy import Policy, load_policy
-from unbraid.policy.control_routers import ControlRouter
+from unbraid.policy.control_routers import controlled
 from unbraid.policy.two_agents import TwoAgents
 from unbraid.prepare import roll_of
 from unbraid.recipe import Recipe
@@ -88,7 +88,9 @@ def _reinforced(cell: Cell, policy: Policy, recipe: Recipe, point: Callable[[int
         )
 
     tasks = tasks_of(cell.base, cell.rho, Split.TRAIN)
-    reinforce(policy, recipe, tasks, on_step=on_step, validate=lambda done: (point(done), {}), validate_every=GRPO_EVERY)
+    reinforce(
+        policy, recipe, tasks, on_step=on_step, validate=lambda done: (point(done), {}), validate_every=GRPO_EVERY
+    )
     return last
 
 
@@ -120,16 +122,9 @@ def area(curve: list[tuple[int, float]]) -> float:
     return float(np.trapezoid(values, steps) / (steps[-1] - steps[0])) if len(curve) > 1 else float(values[0])
 
 
-@contextmanager
-def only_adapter(policy: Policy, name: str) -> Iterator[None]:
+def only_adapter(policy: Policy, name: str) -> AbstractContextManager[None]:
     """Within, tokens of other adapters run through the bare base: the paper's study of each adapter by itself."""
-    binding, router = policy.model.routing, policy.router
-    assert isinstance(router, Router)
-    binding.router = ControlRouter(router, "only", (name,))
-    try:
-        yield
-    finally:
-        binding.router = router
+    return controlled(policy.model, "only", (name,))
 
 
 def adapters_alone(policy: Policy, forcing: Forcing) -> dict[str, tuple[float, float]]:

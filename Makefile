@@ -21,7 +21,7 @@ HAS_TORCH := -c 'import torch; raise SystemExit(not (2, 11) <= tuple(map(int, to
 NAMED_TORCH := $(filter-out file,$(origin TORCH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm setup-bfcl quickstart test test-slow test-vllm bench-vllm lint format clean
+.PHONY: docs help setup setup-vllm setup-bfcl quickstart test test-slow test-vllm bench-vllm lint format clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -46,6 +46,9 @@ test-vllm: setup setup-vllm ## the tests that need a vLLM server only
 
 bench-vllm: setup setup-vllm ## routed adapters in vLLM: exactness and speed, a table and a line of JSON
 	$(BIN)/python benchmarks/routed_serving.py --python $(VLLM_PYTHON)
+
+docs: setup ## the documentation as a site, in site/: open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lint: setup ## the checks without the tests
 	$(BIN)/python -m ruff format --check .

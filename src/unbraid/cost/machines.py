@@ -1,6 +1,6 @@
 """How fast machines are: what their makers state, and the share of it that a run is expected to get."""
 
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import torch
 
@@ -13,19 +13,24 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Speed:
-    """Rates of one kind of work: operations a second, bytes a second, seconds a call of a layer."""
+    """Rates of one kind of work, by what `Work` counts: so many a second, and seconds a call of a layer."""
 
-    flops: float
-    bytes: float
+    products: float
+    attention: float
+    moved: float
+    weights: float
+    logits: float
     call: float
 
     def seconds(self, work: Work) -> float:
         """One after the other: nothing is assumed to hide behind anything else."""
-        return work.flops / self.flops + work.bytes / self.bytes + work.calls * self.call
+        rates = ("products", "attention", "moved", "weights", "logits")
+        return sum(getattr(work, name) / getattr(self, name) for name in rates) + work.calls * self.call
 
     def times(self, factor: float) -> "Speed":
         """A machine so many times as slow."""
-        return Speed(self.flops / factor, self.bytes / factor, self.call * factor)
+        *rates, call = astuple(self)
+        return Speed(*(rate / factor for rate in rates), call * factor)
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,11 @@ BANDWIDTH = 0.6
 """Share of the stated bandwidth. Choice, likewise."""
 CALLS = {"passes": 2e-4, "drawing": 3e-5}
 """Seconds to start a layer on a GPU: transformers' dozens of kernels, and a captured graph's. Choice, likewise."""
-CPU = Machine("cpu", 0, Speed(80e9, 6e9, 2e-3), Speed(25e9, 26e9, 6e-4))
+ATTENTION = 0.5
+"""Speed of attention's products in parts of that of others. Choice, likewise."""
+LOGIT_BYTES = 56
+"""Traffic of a logit on a GPU, from its product to a draw or a gradient: fourteen times four bytes."""
+CPU = Machine("cpu", 0, Speed(125e9, 31e9, 3.3e9, 6e9, 0.57e9, 1.35e-3), Speed(200e9, 60e9, 15e9, 8e9, 0.21e9, 1.13e-3))
 """One thread of the machine that `benchmarks/cost.py` ran on; `measure.calibrate` scales it to the one at hand."""
 
 
@@ -94,7 +103,8 @@ def machine(name: str, mfu: float | None = None, bandwidth: float | None = None,
     gpu = GPUS[name]
     flops = (PEAK_FLOPS[gpu.flops] if itemsize < 4 else gpu.float32) * (mfu or MFU)
     rate = gpu.bandwidth * (bandwidth or BANDWIDTH)
-    speeds = {kind: Speed(flops, rate, call) for kind, call in CALLS.items()}
+    logits = rate / LOGIT_BYTES
+    speeds = {kind: Speed(flops, ATTENTION * flops, rate, rate, logits, call) for kind, call in CALLS.items()}
     return Machine(name, gpu.memory * MIB, speeds["passes"], speeds["drawing"])
 
 

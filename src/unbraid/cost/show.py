@@ -33,7 +33,7 @@ def assumptions(cost: Cost, assumed: Assumed) -> Iterator[str]:
     told = f"{t.prompts} x {t.samples} episodes: prompt {t.prompt:.0f} tokens, drawn {t.drawn:.0f}"
     observed = f", from tools {t.observed:.0f}" if t.observed else ""
     yield f"a step: {told}{observed} on average (--prompt, --response, or --fill {assumed.fill:g} of the limits)"
-    rates = f"{speed.flops / 1e12:.3g} Tflop/s in passes over many tokens, {speed.bytes / 1e12:.3g} TB/s"
+    rates = f"{speed.products / 1e12:.3g} Tflop/s in passes over many tokens, {speed.moved / 1e12:.3g} TB/s"
     yield f"{cost.machine.name}: {rates} (--mfu, --bandwidth; tools, rewards and loading are left out)"
     keys = sequence_bytes(cost.shape)
     weights, trained = size(cost.shape.weights), size(cost.shape.trained)

@@ -4,35 +4,38 @@ A product of a matrix of n weights with a token is 2 n operations; its gradients
 for the matrix if it is trained. Bytes are those of what lies between the products, which takes its time too.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
+from typing import Literal
 
-from unbraid.policy.memory import BatchShape, ModelShape, layer_bytes
+from unbraid.policy.batch_shape import BatchShape
+from unbraid.policy.memory import HEAD_LOGITS, ModelShape, layer_bytes
 
-HEAD_PASSES = 14
-"""Times that learning reads or writes a logit in float32, forward and backward. Counted in `learn.head`."""
-DRAW_PASSES = 14
-"""Times that drawing a token does: softmax, float64 sums, entropy. Counted in `rollout.drawing`."""
-BACKWARD_BYTES = 3.0
-"""Traffic of a forward and a backward pass, in what the forward pass keeps. Choice: written once, read once, and
-gradients of the same sizes written and read by half."""
 ADAMW_BYTES = 60
 """Of one weight, a step: norm and clipping, then weight, gradient and two moments, each read and written in turn."""
+GRADIENT_PASSES = 4
+"""Times that a micro-batch reads or writes every gradient: made, and added to those of the others."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """flops: operations of matrix products. bytes: read or written. calls: of layers, one after another."""
+    """products, attention: operations. moved: bytes between operations. weights: bytes of weights and their gradients.
 
-    flops: float = 0.0
-    bytes: float = 0.0
+    logits: how many are made, softmax and all. calls: of layers, one after another.
+    """
+
+    products: float = 0.0
+    attention: float = 0.0
+    moved: float = 0.0
+    weights: float = 0.0
+    logits: float = 0.0
     calls: float = 0.0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(self.flops + other.flops, self.bytes + other.bytes, self.calls + other.calls)
+        return Work(*(own + more for own, more in zip(astuple(self), astuple(other), strict=True)))
 
     def times(self, factor: float) -> "Work":
         """The same, so many times."""
-        return Work(self.flops * factor, self.bytes * factor, self.calls * factor)
+        return Work(*(factor * own for own in astuple(self)))
 
 
 @dataclass(frozen=True)
@@ -80,31 +83,67 @@ def learning_work(shape: ModelShape, step: StepTokens, rows: int, kl: bool = Fal
     Args:
         rows: learn.micro_batch.
     """
-    tail, drawn = step.drawn + step.observed, step.episodes * step.drawn
+    forward = _forward(shape, step)
+    parts = micro_batches(step, rows, shape.fast)
+    frozen, again = bool(shape.ranks), shape.checkpointing  # then the forward pass of every layer is made twice
+    base, lora = 2 * matrices(shape) * forward.tokens, 2 * adapter_weights(shape) * forward.tokens
+    head = 2 * shape.vocabulary * shape.hidden * forward.columns
+    backward, made = (1 if frozen else 2), (2 if shape.fast else 1)
+    chunks = max(parts, forward.columns * shape.vocabulary / HEAD_LOGITS[_device(shape)]) if shape.fast else parts
+    table = shape.vocabulary * shape.hidden * shape.itemsize
+    stages = {
+        "forward and backward": Work(
+            products=base * (1 + backward + again) + lora * (3 + again) + head * (made + backward),
+            attention=forward.attention * (3 + again),
+            moved=forward.kept * (3 + again),
+            # The output matrix is read, and its gradient written, for every few positions.
+            weights=chunks * table * (3 if frozen else 5) + parts * shape.trained * GRADIENT_PASSES,
+            logits=forward.columns * shape.vocabulary,
+            calls=shape.layers * parts * (3 + again) * (1.5 if frozen else 1),  # adapters are calls of their own
+        )
+    }
+    if kl:
+        stages["reference"] = Work(
+            products=base + lora + head,
+            attention=forward.attention,
+            moved=forward.kept,
+            weights=chunks * table,
+            logits=forward.columns * shape.vocabulary / 3,
+            calls=shape.layers * parts,
+        )
+    weights = shape.trained / (4 if frozen else shape.itemsize)
+    return stages | {"optimiser": Work(weights=weights * ADAMW_BYTES)}
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """One pass over a step's tokens: how many, positions with logits, operations of attention, bytes kept."""
+
+    tokens: float
+    columns: float
+    attention: float
+    kept: float
+
+
+def _forward(shape: ModelShape, step: StepTokens) -> _Forward:
+    tail, own = step.drawn + step.observed, 0.0
     if shape.fast:
         tokens = step.prompts * step.prompt + step.episodes * tail
         pairs = step.prompts * step.prompt**2 / 2 + step.episodes * tail * (step.prompt + tail)
-        columns = drawn
+        columns = step.episodes * step.drawn
+        own = step.episodes * step.context * 2 * shape.query * shape.itemsize * shape.layers  # pasts, put together
     else:
         tokens = step.episodes * step.context
         pairs = tokens * step.context
         columns = step.episodes * (step.context if step.turns > 1 else step.drawn)
-    base, lora, head = matrices(shape), adapter_weights(shape), shape.vocabulary * shape.hidden
-    backward = 1 if shape.ranks else 2
-    attention = 4 * shape.query * shape.layers * pairs
-    again = shape.checkpointing  # the forward pass of every layer is made twice
-    layers = (2 * base * (1 + backward + again) + lora * 2 * (3 + again)) * tokens + attention * (3 + again)
-    heads = 2 * head * columns * ((2 if shape.fast else 1) + backward)
-    calls = shape.layers * micro_batches(step, rows, shape.fast) * (3 + again)
-    kept = layer_bytes(shape, BatchShape(1, 1, 1, 1)) * shape.layers
-    moved = kept * tokens * (BACKWARD_BYTES + again) + columns * shape.vocabulary * 4 * HEAD_PASSES
-    stages = {"forward and backward": Work(layers + heads, moved, calls)}
-    if kl:
-        own = 2 * (base + lora) * tokens + attention + 2 * head * columns
-        seen = kept * tokens + columns * shape.vocabulary * 4 * HEAD_PASSES / 3
-        stages["reference"] = Work(own, seen, calls / (3 + again))
-    weights = shape.trained / (4 if shape.ranks else shape.itemsize)
-    return stages | {"optimiser": Work(0, weights * ADAMW_BYTES, 0)}
+    kept = layer_bytes(replace(shape, checkpointing=False), BatchShape(1, 1, 1, 1)) * shape.layers * tokens
+    lora = 2 * shape.adapted * 4 * tokens  # read for it, and what it adds
+    return _Forward(tokens, columns, 4 * shape.query * shape.layers * pairs, kept + own + lora)
+
+
+def _device(shape: ModelShape) -> Literal["cpu", "cuda"]:
+    """Where a model of this kind is: choice, for logits are made in other portions there."""
+    return "cpu" if shape.itemsize >= 4 else "cuda"
 
 
 def micro_batches(step: StepTokens, rows: int, fast: bool) -> float:
@@ -124,22 +163,23 @@ def sampling_work(shape: ModelShape, step: StepTokens, steps: float = 0.0) -> di
         steps: of drawing, one after another; 0 draws all episodes together.
     """
     base, lora, head = matrices(shape), adapter_weights(shape), shape.vocabulary * shape.hidden
-    e = shape.itemsize
     read = step.prompts * step.prompt + step.episodes * step.observed
     pairs = step.prompts * step.prompt**2 / 2 + step.episodes * step.observed * step.context / 2
     kept = layer_bytes(replace(shape, checkpointing=False), BatchShape(1, 1, 1, 1)) * shape.layers
     prompts = Work(
-        2 * (base + lora) * read + 4 * shape.query * shape.layers * pairs + 2 * head * step.prompts,
-        kept * read,
-        shape.layers * step.turns,
+        products=2 * (base + lora) * read + 2 * head * step.prompts,
+        attention=4 * shape.query * shape.layers * pairs,
+        moved=2 * kept * read,
+        calls=shape.layers * step.turns,
     )
     drawn, steps = step.episodes * step.drawn, steps or max(step.longest, step.drawn)
     passed = step.prompt / step.samples + (step.drawn + step.observed) / 2
-    keys = 2 * shape.layers * shape.key * e * passed
-    own = 2 * (base + lora + head) + 4 * shape.query * shape.layers * (step.prompt + step.drawn / 2)
     drawing = Work(
-        own * drawn,
-        steps * ((base + head) * e + lora * 4) + drawn * (keys + shape.vocabulary * 4 * DRAW_PASSES + kept),
-        shape.layers * steps,
+        products=2 * (base + lora + head) * drawn,
+        attention=4 * shape.query * shape.layers * (step.prompt + step.drawn / 2) * drawn,
+        moved=drawn * (2 * shape.layers * shape.key * shape.itemsize * passed + kept),
+        weights=steps * ((base + head) * shape.itemsize + lora * 4),
+        logits=drawn * shape.vocabulary,
+        calls=shape.layers * steps,
     )
     return {"prompts": prompts, "drawing": drawing}

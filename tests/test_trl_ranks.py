@@ -28,4 +28,4 @@ def test_two_processes_are_one(tmp_path: Path):
             for name, value in one.items():
                 assert two[name] == pytest.approx(value, abs=2e-5), (kind, name)
         for name, weight in alone[kind]["weights"].items():
-            torch.testing.assert_close(shared[kind]["weights"][name], weight, atol=2e-6, rtol=0, msg=name)
+            torch.testing.assert_close(shared[kind]["weights"][name], weight, atol=5e-6, rtol=0, msg=name)

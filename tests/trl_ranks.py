@@ -54,7 +54,7 @@ def run(model: Any, folder: Path) -> dict[str, Any]:
         model=model, reward_funcs=lengths, train_dataset=prompts(), processing_class=chat_tokenizer(),
         args=grpo_config(
             folder, per_device_train_batch_size=4 // PartialState(cpu=True).num_processes, shuffle_dataset=False,
-            learning_rate=1e-3, optim="sgd",
+            learning_rate=5e-2, optim="sgd",
         ),
         constraints=CONSTRAINTS, chat=CHAT, rollout_func=answers,
     )  # fmt: skip

@@ -145,7 +145,7 @@ def assert_same_run(folder: Path, other: Path) -> None:
         for one in (folder, other)
     ]
     assert len(rows[0]) == STEPS and any("interference/norm/reasoning" in row for row in rows[0])
-    assert_alike(*rows, 1e-6)
+    assert_alike(rows[0], rows[1], 1e-6)
     assert read_notes(folder) == read_notes(other)
     assert [p.name for p in sorted(folder.glob("checkpoints/*"))] == [
         p.name for p in sorted(other.glob("checkpoints/*"))

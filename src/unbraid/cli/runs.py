@@ -1,5 +1,6 @@
 """Commands about runs: quickstart, train, evaluate, report, doctor, recipes."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -70,6 +71,7 @@ def evaluate(
     checkpoint: Annotated[str, typer.Option(help="Folder in the run that holds the weights.")] = "final",
 ) -> None:
     """Evaluate a trained run again, perhaps on other tasks or in other modes; replaces its scores and its page."""
+    from unbraid import ranks
     from unbraid import run as runs
     from unbraid.policy import load_policy
     from unbraid.prepare import load_tasks, make_environment, open_fleet, roll_of
@@ -77,13 +79,19 @@ def evaluate(
 
     runs.recipe_of(run)
     recipe = load_recipe([run / "recipe.yaml"], overrides or [])
-    policy = load_policy(recipe.model, recipe.chat)
-    runs.take_weights(policy, run / checkpoint)
-    acts_in = make_environment(recipe)
-    tasks = load_tasks(recipe, policy, acts_in).test
-    with open_fleet(recipe, policy, tasks, run / "servers") as fleet, Bars() as bars:
+    with ExitStack() as stack:
+        stack.enter_context(ranks.joined(recipe.model.device))
+        policy = ranks.in_turn(lambda: load_policy(recipe.model, recipe.chat))
+        runs.take_weights(policy, run / checkpoint)
+        acts_in = make_environment(recipe)
+        tasks = load_tasks(recipe, policy, acts_in).test
+        servers = open_fleet(recipe, policy, tasks, run / "servers")
+        fleet = ranks.agree(lambda: stack.enter_context(servers) if ranks.is_first() else None)
+        bars = stack.enter_context(Bars())
         roll = roll_of(recipe, policy, acts_in, fleet)
         runs.evaluate_run(recipe, policy, tasks, run, bars.show, checkpoint, roll)
+    if not is_first():
+        return
     print_scores(runs.report_runs([run], run / "report.html"))
 
 

@@ -343,51 +343,27 @@ API_BANK_DIALOGUE: list[dict[str, Any]] = [
     {"role": "API", "api_name": "Ask", "param_dict": {"what": "why"}, "result": {}},
 ]
 # As unbraid writes tasks: nested for its own folders, texts of JSON for the hub.
-_TASK: dict[str, Any] = {
-    "id": "xlam/a.json:0:1",
+_CALLS = [{"name": "get_weather", "arguments": {"city": "Zürich"}}]
+_NESTED: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Weather in Zürich?"}],
     "tools": [{"type": "function", "function": WEATHER}],
-    "expected": [{"name": "get_weather", "arguments": {"city": "Zürich"}}],
+    "expected": _CALLS,
     "answers": [
-        {
-            "mode": "think",
-            "thought": "A city.",
-            "calls": [{"name": "get_weather", "arguments": {"city": "Zürich"}}],
-            "content": "",
-        },
-        {
-            "mode": "no_think",
-            "thought": "",
-            "calls": [{"name": "get_weather", "arguments": {"city": "Zürich"}}],
-            "content": "",
-        },
+        {"mode": m, "thought": t, "calls": _CALLS, "content": ""} for m, t in (("think", "A."), ("no_think", ""))
     ],
-    "level": "medium",
-    "source": "rows.json",
     "extra": {"needs_thinking": True, "right": {"no_think": 0.0, "think": 0.5}, "kind": "single"},
 }
-_TEXTS = ("messages", "tools", "expected", "answers", "extra")
+_FLAT = {"level": "medium", "source": "rows.json"}
 TASK_ROWS: list[dict[str, Any]] = [
-    _TASK,
-    {key: json.dumps(value) if key in _TEXTS else value for key, value in _TASK.items()} | {"id": "xlam/a.json:1:1"},
+    {"id": "xlam/a.json:0:1", **_NESTED, **_FLAT},
+    {"id": "xlam/a.json:1:1", **{key: json.dumps(value) for key, value in _NESTED.items()}, **_FLAT},
 ]
 ROWS: dict[str, list[dict[str, Any]]] = {
-    "tasks": TASK_ROWS,
-    "toolrl": TOOLRL,
-    "api-bank": API_BANK,
-    "api-bank-toolrl": API_BANK_TOOLRL,
-    "xlam": XLAM,
-    "verl": VERL,
-    "acebench": ACEBENCH,
-    "bfcl": BFCL,
-    "bfcl-agentic": BFCL_AGENTIC,
-    "hotpotqa": HOTPOTQA,
-    "toolace": TOOLACE,
-    "hermes": HERMES,
-    "sharegpt": SHAREGPT,
-    "messages": MESSAGES,
+    "tasks": TASK_ROWS, "toolrl": TOOLRL, "api-bank": API_BANK, "api-bank-toolrl": API_BANK_TOOLRL, "xlam": XLAM,
+    "verl": VERL, "acebench": ACEBENCH, "bfcl": BFCL, "bfcl-agentic": BFCL_AGENTIC, "hotpotqa": HOTPOTQA,
+    "toolace": TOOLACE, "hermes": HERMES, "sharegpt": SHAREGPT, "messages": MESSAGES,
     "api-bank-dialogue": API_BANK_DIALOGUE,
-}
+}  # fmt: skip
 
 
 def rows_of(name: str) -> list[dict[str, Any]]:

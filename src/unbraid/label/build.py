@@ -97,7 +97,11 @@ def _later(work: Path, stages: Mapping[str, Stage]) -> dict[str, Stage]:
     own = {"label": WARMUP, "sample": RL, "refine": RL}
     found = {name: finished(work / name) for name in own if name not in stages}
     marks = {name: digest_of([stages["pool"].folder / file]) for name, file in own.items()}
-    return {name: one for name, one in found.items() if one and one.made_of["tasks"] == marks[name]}
+    stands = {name: one for name, one in found.items() if one and one.made_of["tasks"] == marks[name]}
+    sample, refined = stages.get("sample") or stands.get("sample"), stands.get("refine")
+    if refined and "rounds" not in refined.made_of and refined.made_of["samples"] != (sample and sample.digest):
+        del stands["refine"]  # of other tries
+    return stands
 
 
 # Read and pool -------------------------------------------------------------------------------------------------------

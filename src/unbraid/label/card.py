@@ -199,7 +199,11 @@ def _labels(built: Built) -> list[str]:
         if one := built.stages.get(name):
             parts += [f"{what} were tried by:" if name == "label" else f"{what} was tried by:", _tried(one)]
     if refined := built.stages.get("refine"):
-        parts += [f"* {note}" for note in refined.books["notes"]]
+        over = "the rounds of a run that trained on the pool" if "rounds" in refined.made_of else "these tries"
+        notes = [note.removeprefix("note: ") for note in refined.books["notes"]]
+        parts.append(
+            "\n".join([f"The RL set was chosen by rewards across {over}.", *(f"\n* {note}" for note in notes)])
+        )
     return ["## Labels and rewards", *parts] if parts else []
 
 
@@ -208,7 +212,8 @@ def _tried(one: Stage) -> str:
     rows: list[list[str]] = []
     for mode, share in books["right"].items():
         who, cost = one.made_of[mode], books["cost"][mode]
-        model = who.get("model") or Path(str(who.get("path", ""))).name or "a sampler of its own"
+        path = Path(str(who.get("path", "")))
+        model = who.get("model") or (path.name if path.is_absolute() else who.get("path")) or "a sampler of its own"
         right = "–" if share is None else f"{100 * share:.1f}"
         rows.append(
             [mode, str(model), str(who.get("temperature", "–")), str(cost["tries"]), str(cost["tokens"]), right]

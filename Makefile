@@ -41,7 +41,7 @@ test: lint ## format, lint, types and all tests but the slow ones
 test-slow: setup setup-bfcl ## the slow tests only
 	UNBRAID_BFCL_PYTHON=$(abspath $(BFCL_PYTHON)) $(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 
-test-vllm: setup setup-vllm ## the tests that need a vLLM server only
+test-vllm: setup setup-vllm setup-bfcl ## the tests that need a vLLM server only
 	UNBRAID_VLLM_PYTHON=$(abspath $(VLLM_PYTHON)) $(BIN)/python -m pytest -m vllm
 
 bench-vllm: setup setup-vllm ## routed adapters in vLLM: exactness and speed, a table and a line of JSON

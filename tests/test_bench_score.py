@@ -60,6 +60,8 @@ def test_scores_follow_from_entries():
 def test_a_record_goes_on_where_it_was(tmp_path):
     folder, made = SETTING.folder(tmp_path), entries()
     assert folder == tmp_path / "benchmarks" / "made-up" / "final-auto-greedy"
+    step = replace(SETTING, checkpoint="checkpoints/step-000010", temperature=0.7)
+    assert step.folder(tmp_path) == folder.with_name("checkpoints.step-000010-auto-T0.7")
     assert open_record(folder, SETTING) == [] and records_of(tmp_path) == []
     add_entries(folder, made[:10])
     with (folder / "entries.jsonl").open("a") as file:

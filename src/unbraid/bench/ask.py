@@ -181,7 +181,8 @@ def ask(
         entries += new
         answered += len(part)
         accuracy = sum(e.score for e in entries) / len(entries) if entries else float("nan")
-        progress(f"{asking.mode.value} {setting.decoding}", answered, total, {"accuracy": accuracy})
+        stage = " ".join(filter(None, (asking.mode.value, setting.decoding, asking.variant)))
+        progress(stage, answered, total, {"accuracy": accuracy})
     return close_record(folder, setting, benchmark.totals(entries))
 
 

@@ -81,7 +81,8 @@ class Setting:
 
     def folder(self, run_dir: str | Path) -> Path:
         """Where the record of a run stands."""
-        return Path(run_dir) / "benchmarks" / self.benchmark / f"{self.checkpoint}-{self.mode.value}-{self.decoding}"
+        checkpoint = self.checkpoint.replace("/", ".")
+        return Path(run_dir) / "benchmarks" / self.benchmark / f"{checkpoint}-{self.mode.value}-{self.decoding}"
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def our_gradients(folder: Path, policy: Policy, trajectories: list[Trajectory]) 
     loss = micro_batch_loss(score(policy, tokens, 1.0), tokens, [], LearnConfig(), totals, sums)
     loss.backward()
     found = {name: p.grad.numpy() for name, p in policy.trainable() if p.grad is not None}
-    np.savez(folder / "ours.npz", loss=np.array(loss.item()), **found)
+    np.savez(folder / "ours.npz", loss=np.array(loss.item()), **found)  # pyright: ignore[reportArgumentType]
 
 
 def parity(folder: Path) -> float:

@@ -1,6 +1,7 @@
 """Supervised training: packing is exact, the loss is one mean over the batch, a resumed run is the same run."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,7 +147,7 @@ def test_few_logits_are_made_at_once_and_a_head_that_is_something_else_is_found_
     other, forward = tiny_model(), Qwen2ForCausalLM.forward
 
     def bent(self, *args, **kwargs):
-        out = forward(self, *args, **kwargs)
+        out: Any = forward(self, *args, **kwargs)
         out.logits = out.logits.tanh()
         return out
 

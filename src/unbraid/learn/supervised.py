@@ -271,8 +271,9 @@ def weighted_losses(model: nn.Module, rows: PackedRows, fast: bool = True) -> tu
 
 def _head_worth_it(model: nn.Module, rows: PackedRows, columns: int) -> Head | None:
     """The model's head where its logits would not fit into a few chunks; else making them twice only takes time."""
-    device: torch.device = model.get_input_embeddings().weight.device  # pyright: ignore[reportCallIssue]
-    vocabulary = model.config.get_text_config().vocab_size
+    known: Any = model
+    device = known.get_input_embeddings().weight.device
+    vocabulary = known.config.get_text_config().vocab_size
     most = WORTH_CHUNKS * HEAD_LOGITS.get(device.type, HEAD_LOGITS["cuda"])
     if len(rows.ids) * columns * vocabulary <= most:
         return None

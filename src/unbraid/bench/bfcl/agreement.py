@@ -39,8 +39,12 @@ class Verdicts:
     @property
     def cause(self) -> str:
         """Why they differ, as `docs/bfcl.md` explains it; `unexplained` where it does not."""
+        if "java" in self.category and self.ours:
+            return {"value_error:list/tuple": "quotes", "value_error:dict_value": "letters"}.get(
+                self.reason, "unexplained"
+            )
         if "java" in self.category:
-            return "quotes" if self.ours else "source text"
+            return "source text"
         if self.ours:
             return "pairing" if self.reason.endswith("cannot_find_match") else "unexplained"
         return "true or 1" if not self.raised and _holds_truth_or_unit(self.calls) else "unexplained"

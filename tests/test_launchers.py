@@ -12,10 +12,11 @@ from lost_workers import RUN
 from ranked import as_rank, free_port
 from test_run import BUDGET, recipe
 
-from unbraid.errors import DataError, MissingExtraError, RanksError
+from unbraid.errors import MissingExtraError, RanksError, RecipeError, UnbraidError
 from unbraid.learn.log import read_metrics, read_rollouts, without_wall_clock
 from unbraid.run import on_ray as ray_runs
 from unbraid.run import read_scores, train
+from unbraid.run.training import refuse_ranks
 
 BIN = Path(sys.executable).parent
 CHANGES = ("learn.steps=3", "reward.function=lost_workers:deadly")
@@ -115,7 +116,6 @@ def test_ray_is_asked_for_only_where_it_is_there(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("changes", "environment", "says"),
     [
-        (["model.device=cuda:1"], {"RANK": "1"}, "model.device is cuda:1, and so for every rank: set auto"),
         ([], {"ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed precision is bf16"),
         (["tasks.train=absent.jsonl"], {}, "absent.jsonl"),
     ],
@@ -123,10 +123,20 @@ def test_ray_is_asked_for_only_where_it_is_there(tmp_path: Path, monkeypatch: py
 def test_what_ranks_cannot_do_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: list[str], environment: dict[str, str], says: str
 ):
-    alone = "RANK" not in environment
-    for name, value in (as_rank(0, 1 if alone else 2, 1) | environment).items():
+    for name, value in (as_rank(0, 1, 1) | environment).items():
         monkeypatch.setenv(name, value)
-    with pytest.raises((RanksError, DataError)) as caught:
+    with pytest.raises(UnbraidError) as caught:
         train(recipe("warmup=null", *changes), tmp_path / "run")
     assert says in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_several_ranks_cannot_do(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("unbraid.ranks.world", lambda: 2)
+    for changes, says in (
+        (["model.device=cuda:1"], "set auto"),
+        (["sampler=vllm", "sampler.ahead=true"], "use one rank"),
+    ):
+        with pytest.raises(RecipeError, match=says):
+            refuse_ranks(recipe(*changes))
+    refuse_ranks(recipe("sampler=vllm"))

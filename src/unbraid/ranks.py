@@ -52,13 +52,11 @@ def joined(device: str = "auto") -> Iterator[None]:
         device: `model.device`. `auto` gives every rank of a node a device of its own.
 
     Raises:
-        RanksError: they do not find each other, or `device` would put all of them on one GPU.
+        RanksError: they do not find each other.
     """
     if _joined() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    if ":" in device:
-        raise RanksError(f"model.device is {device}, and so for every rank: set auto, and each takes its own")
     from accelerate import PartialState
 
     # Else transformers would leave the weights of all ranks but the first empty, for Accelerate to fill them.

@@ -26,17 +26,9 @@ from unbraid.learn.head import Head, score_hidden
 from unbraid.learn.isolation import backward
 from unbraid.learn.reduce import clip_gradients, sum_counts, sum_gradients
 from unbraid.learn.schedule import Decay, rate_at
+from unbraid.policy import sharding
 from unbraid.policy.memory import HEAD_LOGITS
 from unbraid.policy.routed_lora import Binding, Routes, routed
-from unbraid.policy.sharding import (
-    in_step,
-    is_sharded,
-    overwrite,
-    part_of,
-    shares_of,
-    whole_parameters,
-    whole_state,
-)
 from unbraid.tasks.task import Task
 from unbraid.tokens import NONE
 
@@ -361,9 +353,10 @@ class SupervisedTrainer:
         loss = 0.0
         mine = rows.share(ranks.rank(), ranks.world())
         parts = [part for part in mine.split(config.micro_batch_tokens) if part.weights.any()]
-        with in_step(self.model, len(parts)):
+        fast = self.fast and not sharding.is_sharded(self.model)
+        with sharding.in_step(self.model, len(parts)):
             for part in parts:
-                nll, weights, owners = weighted_losses(self.model, part, self.fast and not is_sharded(self.model))
+                nll, weights, owners = weighted_losses(self.model, part, fast)
                 part_loss = (nll * weights).sum() / total
                 backward(self.model, part_loss, [nll], owners)
                 loss += part_loss.item()
@@ -392,13 +385,11 @@ class SupervisedTrainer:
 
         Sharded ones are whole in it, on rank 0; every rank calls this at once.
         """
-        return {"model": whole_parameters(self.model), "optimizer": whole_state(self.optimizer), "step": self.step}
+        weights, moments = sharding.whole_parameters(self.model), sharding.whole_state(self.optimizer)
+        return {"model": weights, "optimizer": moments, "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken."""
-        trained = dict(self.model.named_parameters())
-        overwrite(
-            [trained[name] for name in state["model"]], [part_of(v, trained[n]) for n, v in state["model"].items()]
-        )
-        self.optimizer.load_state_dict(shares_of(state["optimizer"], self.parameters))
+        sharding.take_parameters(self.model, state["model"])
+        self.optimizer.load_state_dict(sharding.shares_of(state["optimizer"], self.parameters))
         self.step = state["step"]

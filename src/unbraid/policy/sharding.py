@@ -24,7 +24,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from unbraid import ranks
 from unbraid.errors import ModelError
 
-COMPUTED_IN = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+COMPUTED_IN = {"no": None, "bf16": torch.bfloat16}
+"""By accelerate's names; fp16 would need its losses scaled."""
 
 
 def asked_for() -> bool:
@@ -52,7 +53,7 @@ def shard(model: Any, device: torch.device) -> None:
         )
     name = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if name not in COMPUTED_IN:
-        raise ModelError(f"accelerate's mixed precision is {name}: {', '.join(COMPUTED_IN)} are possible here")
+        raise ModelError(f"accelerate's mixed precision is {name}: here it is one of {', '.join(COMPUTED_IN)}")
     names = set(model._no_split_modules or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
@@ -113,6 +114,12 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
 def whole_parameters(model: nn.Module) -> dict[str, Tensor]:
     """What is trained, by name, whole as `whole_state` is."""
     return _whole({name: p.detach() for name, p in model.named_parameters() if p.requires_grad})
+
+
+def take_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Take over what `whole_parameters` gave rank 0, which every rank has read by now."""
+    trained = dict(model.named_parameters())
+    overwrite([trained[name] for name in values], [part_of(value, trained[name]) for name, value in values.items()])
 
 
 def whole_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:

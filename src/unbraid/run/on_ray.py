@@ -6,6 +6,7 @@ folder must be on storage which every node sees under one path.
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -66,7 +67,9 @@ def train_on_ray(
         train_loop_config={"recipe": recipe.model_dump(mode="json"), "run_dir": str(run_dir)},
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus)),
         run_config=RunConfig(
-            name=run_dir.name, storage_path=storage, failure_config=FailureConfig(max_failures=FAILURES)
+            name=f"{run_dir.name}-{time.time_ns()}",
+            storage_path=storage,
+            failure_config=FailureConfig(max_failures=FAILURES),
         ),
         torch_config=TorchConfig(timeout_s=int(ranks.PATIENCE.total_seconds())),
     )

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from unbraid import ranks
-from unbraid.errors import DataError, RanksError
+from unbraid.errors import DataError, RecipeError
 from unbraid.evaluate.evaluate import EvaluateConfig, evaluate, spread
 from unbraid.evaluate.metrics import Labels, Score
 from unbraid.interference.monitor import Monitor
@@ -87,15 +87,17 @@ def _train(recipe: Recipe, run_dir: Path, resume: bool, progress: Progress) -> l
 
 
 def refuse_ranks(recipe: Recipe) -> None:
-    """What several ranks, or their launcher, cannot have. Raises RanksError with the first such thing."""
+    """What several ranks, or their launcher, cannot have. Raises RecipeError with the first such thing."""
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision != "no" and not sharding.asked_for():
-        raise RanksError(
+        raise RecipeError(
             f"accelerate's mixed precision is {precision}, which is for sharded weights (--use_fsdp): launch with "
             "--mixed_precision no; model.dtype says what is computed in"
         )
+    if ranks.world() > 1 and ":" in recipe.model.device:
+        raise RecipeError(f"model.device is {recipe.model.device}, and so for every rank: set auto, each takes its own")
     if ranks.world() > 1 and recipe.sampler.engine != "local" and recipe.sampler.ahead:
-        raise RanksError("sampler.ahead draws beside what the ranks tell each other: set it to false, or use one rank")
+        raise RecipeError("sampler.ahead draws beside what the ranks tell each other: set it to false, or use one rank")
 
 
 def _load(recipe: Recipe) -> tuple[Policy, Environment | None, TaskSets, Roll]:

@@ -102,6 +102,24 @@ def test_generation_equals_whole_calls(routing: dict[str, Any]):
     torch.testing.assert_close(torch.stack(found.logits, dim=1), whole, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("kind", [{"num_beams": 3}, {"prompt_lookup_num_tokens": 3}])
+def test_other_kinds_of_generation(kind: dict[str, int]):
+    """Beams that change places, and guesses that are taken back, are routed as without any memory of the past."""
+    model = routed_chat_model(size=0.5)
+    ids, mask, _ = rows()
+    call = model.routing.router.automaton.delimiters[1]
+    start = int((ids[1] == call.open).nonzero()[-1]) + 1  # within a call, which the model goes on with
+    asked = {
+        "input_ids": ids[1:, :start], "attention_mask": mask[1:, :start], "max_new_tokens": 12, "do_sample": False,
+        "sequence_bias": {(call.close,): 1.0}, "eos_token_id": None, "pad_token_id": 0,
+    }  # fmt: skip
+    found = model.generate(**asked, **kind)
+    beams = {name: value for name, value in kind.items() if name == "num_beams"}
+    assert torch.equal(found, model.generate(**asked, **beams, use_cache=False))
+    routes = model.routing.router.route(found.numpy(), np.arange(found.shape[1])[None] >= start - 1)
+    assert len(set(found[0, start:].tolist())) > 2 and routes[0, start] == 1
+
+
 def test_routes_of_turns_results_and_forced_modes():
     format, model = chat_format(), routed_chat_model()
     template: Any = chat_tokenizer(modes=True)
@@ -196,7 +214,7 @@ def test_what_cannot_be_routed_is_refused(tmp_path: Path):
     model = routed_chat_model()
     ids = torch.tensor([chat_format().prompt_ids([{"role": "user", "content": "Tomorrow?"}])])
     past = model(input_ids=ids, use_cache=True).past_key_values
-    with pytest.raises(ModelError, match="decodes in `generate` only"):
+    with pytest.raises(ModelError, match="decodes in `generate` only, and without prefill_chunk_size"):
         model(input_ids=ids[:, :1], past_key_values=past)
     assert model.routing.routes is None  # an error leaves nothing bound
     with pytest.raises(ModelError, match="not inputs_embeds"):

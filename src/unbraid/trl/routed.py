@@ -134,7 +134,7 @@ class RoutedModel(PeftModelForCausalLM):
         if self._context is None or self._context.shape != (len(ids), seen + ids.shape[1]):
             raise ModelError(
                 f"a call continues {seen} tokens that `generate` did not prepare: a routed model decodes in `generate` "
-                "only, with no prefill_chunk_size and no assistant model"
+                "only, and without prefill_chunk_size"
             )
         return self._context.cpu().numpy()
 

@@ -52,6 +52,7 @@ def column(d: Mapping[str, Any]) -> dict[str, str]:
     proxy = d["proxy"]["effect_nats"]
     return {
         "effect of sharing: wide less the pair, nats": interval(d["effect_nats"]),
+        "the same on success": interval(d["effect_success"]),
         "proxy: unified less R∘T, nats": interval(proxy),
         "specific cosine at the start": interval(d["cosine"]),
         "**do they fight?**": f"**{d['verdict']}**",

@@ -71,6 +71,17 @@ def test_a_real_cost_in_sentences():
     assert "run more starts" in sentences(few)[3]
 
 
+def test_models_that_gave_up_on_different_questions():
+    """Joint: always right on half of the questions, never on the others; the pair: now and then on all of them."""
+    half = np.repeat([0.95, 0.001], 20)
+    starts = [Start({m: np.full(40, 0.3) for m in MODELS} | {UNIFIED: half, WIDE: half}) for _ in range(3)]
+    counts = [{m: np.round(50 * rates).astype(int) for m, rates in s.rates.items()} for s in starts]
+    found = diagnose(starts, counts, 50, simulations=50)
+    assert found.scales_disagree and found.as_json()["effect_success"][0] == pytest.approx(0.1755)
+    assert "gave up on different questions" in sentences(found)[1]
+    assert not drawn({"base": 0.1, UNIFIED: 0.3, WIDE: 0.5}).scales_disagree
+
+
 def test_what_more_questions_or_samples_would_save():
     """Starts for a worthwhile effect: noise of few samples and questions is paid for in starts."""
     rng = np.random.default_rng(0)

@@ -16,6 +16,7 @@ from unbraid.interference.attribution import COMPOSED, SCALES, VARIANTS, Publish
 from unbraid.interference.geometry import Angle, Geometry
 from unbraid.interference.sharing import (
     ENOUGH_STARTS,
+    MARGIN,
     TWO_AGENTS,
     UNIFIED,
     WIDE,
@@ -85,6 +86,22 @@ class Diagnosis:
         """Share of questions with λ23 < 0, over starts."""
         return float(np.mean([p.negative for p in self.published]))
 
+    @property
+    def on_success(self) -> Effect:
+        """The decisive comparison on success itself."""
+        pair = self.decisive.joint, self.decisive.apart, "probability"
+        return next(e for e in self.effects if (e.joint, e.apart, e.scale) == pair)
+
+    @property
+    def scales_disagree(self) -> bool:
+        """Log p and success differ in opposite directions, either by more than `MARGIN`.
+
+        Then models gave up on different questions: a mean of log p is made by the questions with rates near 0, a mean
+        success by the others. Training by reward does that when it settles on one habit that is right for some.
+        """
+        nats, success = self.decisive.estimate.value, self.on_success.estimate.value
+        return nats * success < 0 and min(abs(nats), abs(success)) > MARGIN
+
     def starts_for_worth(self, questions: int = 1, samples: int = 1) -> int:
         """Starts that an effect of `WORTH_SEEING` would take, with so many times the questions and the samples."""
         drawn = None if self.samples is None else samples * self.samples
@@ -98,6 +115,7 @@ class Diagnosis:
             "verdict": (Ruling.NOT_SHOWN if synergy else self.decisive.ruling).value,
             "sharing": self.decisive.ruling.value,
             "effect_nats": _plain(self.decisive.estimate),
+            "effect_success": _plain(self.on_success.estimate),
             "joint": self.decisive.joint,
             "p_exchange": self.decisive.p,
             "proxy": {"verdict": self.proxy.ruling.value, "effect_nats": _plain(self.proxy.estimate)},
@@ -228,7 +246,11 @@ def _on_cost(d: Diagnosis) -> str:
         Ruling.TOO_FEW: f"Too few starts to say whether sharing costs anything: {against} is {shown}",
     }[effect.ruling]
     none = "; a cost that would matter is ruled out" if effect.is_negligible else ""
-    return f"{text} ({size}){none}."
+    turned = (
+        f" Success itself differs the other way, by {_interval(d.on_success.estimate)}: the models gave up on "
+        "different questions, and log p counts those most. Train longer before believing either."
+    )
+    return f"{text} ({size}){none}.{turned * d.scales_disagree}"
 
 
 def _on_certainty(d: Diagnosis) -> str:

@@ -96,6 +96,11 @@ def search(results: Mapping[str, Any]) -> str:
     return markdown({f"{d['starts']} bases": d}) if d else "Not run with three bases yet."
 
 
+def state(results: Mapping[str, Any]) -> str:
+    """How much of the plan was run."""
+    return f"State of this page: **{results['cells']} of {results['planned']} cells**, {len(results['failed'])} failed."
+
+
 def coverage(measures: Mapping[str, Any]) -> str:
     """How often intervals over starts hold a planted effect."""
     head = ["planted", "exact rates: the interval holds the truth in", "64 samples"]
@@ -109,7 +114,7 @@ def coverage(measures: Mapping[str, Any]) -> str:
 def page(text: str, results: Mapping[str, Any], measures: Mapping[str, Any]) -> str:
     """The page with its tables made anew."""
     tables = {name: dose(results, name) for name in SERIES}
-    tables |= {"search": search(results), "coverage": coverage(measures)}
+    tables |= {"search": search(results), "coverage": coverage(measures), "state": state(results)}
     for name, table in tables.items():
         begin, end = f"<!-- {name} -->", f"<!-- {name} end -->"
         before, _, rest = text.partition(begin)

@@ -51,7 +51,8 @@ def test_the_sets_are_read_by_us_and_by_datasets(whole, tmp_path):
         assert 0 < len(ours.tasks) <= most and not ours.skipped
         theirs = datasets.load_dataset(str(whole), name, split="train", cache_dir=str(tmp_path))
         assert theirs.num_rows == len(ours.tasks)
-        for row, task in zip(theirs, ours.tasks, strict=True):
+        plain: list[dict[str, str]] = theirs.to_list()
+        for row, task in zip(plain, ours.tasks, strict=True):
             assert row["id"] == task.id and json.loads(row["messages"]) == list(task.messages)
             assert json.loads(row["tools"]) == list(task.tools)
         theirs.to_parquet(tmp_path / f"{name}.parquet")  # as the hub gives it back
@@ -113,7 +114,7 @@ def refuse_draws() -> Samplers:
     def draw(wants, spent):
         raise AssertionError("nobody should be asked again")
 
-    found.no_think.draw = draw  # pyright: ignore[reportAttributeAccessIssue]
+    found.no_think.draw = draw
     return found
 
 
@@ -151,7 +152,7 @@ def test_a_budget_that_ends_is_gone_on_with(whole, rows, tmp_path):
             for number, part in enumerate(whole_draw(wants, spent)):
                 yield part if number < 3 else [Failure(one.task, one.mode, one.number, "budget", 1) for one in part]
 
-        found.no_think.draw = draw  # pyright: ignore[reportAttributeAccessIssue]
+        found.no_think.draw = draw
         return found
 
     first = build(build_config(rows), tmp_path, "label", samplers=failing)

@@ -27,6 +27,10 @@ from unbraid.policy.batch_shape import batch_shape
 from unbraid.policy.memory import training_memory
 from unbraid.preflight import drawing_bytes
 
+ROOT = Path(__file__).parents[1]
+RESULTS, PAGE = ROOT / "benchmarks" / "results" / "cost.json", ROOT / "docs" / "cost.md"
+BEGIN, END = "<!-- cost: begin (python benchmarks/cost.py --page) -->", "<!-- cost: end -->"
+PARTS = ("sampling", "learning", "step", "memory")
 FIRST = "calibration"
 SMALL: dict[str, Small] = {
     FIRST: Small(),
@@ -72,12 +76,34 @@ def in_process(name: str) -> tuple[Measured, int]:
     return found
 
 
+def page_table(told: dict[str, Any]) -> str:
+    """The results as docs/cost.md shows them."""
+    rows = ["| configuration | sampling | learning | a step | memory |", "| --- | --- | --- | --- | --- |"]
+    for name, one in told["configurations"].items():
+        ratios = one["expected_over_measured"]
+        if name == FIRST:
+            rows.append(f"| {name} | (fitted) | (fitted) | (fitted) | {ratios['memory']:.2f} |")
+        else:
+            rows.append(f"| {name} | {' | '.join(f'{ratios[part]:.2f}' for part in PARTS)} |")
+    return "\n".join(rows)
+
+
+def write_page() -> None:
+    """Put the committed results into docs/cost.md."""
+    head, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    PAGE.write_text(f"{head}{BEGIN}\n\n{page_table(json.loads(RESULTS.read_text()))}\n\n{END}{tail}", encoding="utf-8")
+
+
 def main() -> None:
     """Measure, fit, predict; a table, and one JSON object as the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=list(SMALL), choices=SMALL)
     parser.add_argument("--out", type=Path, help="write the last line there, too")
+    parser.add_argument("--page", action="store_true", help="only put the committed results into docs/cost.md")
     asked = parser.parse_args()
+    if asked.page:
+        return write_page()
     names = [FIRST, *(name for name in asked.only if name != FIRST)]
     found = {name: in_process(name) for name in names}
     # A machine that others use is not equally fast all the time: the calibration is made again in the end.
@@ -107,7 +133,7 @@ def main() -> None:
     Console(width=110).print(table)
     worst = {
         part: [bound(one["expected_over_measured"][part] for name, one in told.items()) for bound in (min, max)]
-        for part in ("sampling", "learning", "step", "memory")
+        for part in PARTS
     }
     line = json.dumps({"expected_over_measured": worst, "calibrated_on": FIRST, "configurations": told})
     if asked.out:

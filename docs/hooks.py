@@ -57,11 +57,16 @@ def reference(part: str) -> str:
     """The page of a part: its own docstring and members, then those of its public modules."""
     folder = ROOT / "src" / "unbraid" / part
     names = [f"unbraid.{part}"]
+    packages = {names[0]} if any(folder.glob("[!_]*.py")) else set()
     if folder.is_dir():
         modules = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
-        packages = sorted(path.parent.name for path in folder.glob("*/__init__.py"))
-        names += [f"unbraid.{part}.{name}" for name in (*modules, *packages)]
-    blocks = "\n\n".join(f"::: {name}\n    options: {{show_submodules: false}}" for name in names)
+        inner = sorted(path.parent.name for path in folder.glob("*/__init__.py"))
+        names += [f"unbraid.{part}.{name}" for name in (*modules, *inner)]
+    # A package only hands on what its modules hold: its docstring is enough.
+    blocks = "\n\n".join(
+        f"::: {name}\n    options: {{show_submodules: false, members: {'false' if name in packages else 'null'}}}"
+        for name in names
+    )
     return f"# unbraid.{part}\n\n{blocks}\n"
 
 

@@ -1,6 +1,9 @@
 """What a run takes, told from its recipe: counts against real models and published sizes, and what follows."""
 
+import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +28,7 @@ BILLIONS = {
     "Llama-3.1-8B": 8.03,
 }  # fmt: skip
 """Source: the models' cards (Qwen3-0.6B and 1.7B: tied tables counted once)."""
+RESULTS = Path(__file__).parents[1] / "benchmarks"
 STEP = StepTokens(prompts=2, samples=4, prompt=100, drawn=20, longest=20)
 COMPOSED = ["rows", "autotool_published", "sizes/qwen2.5-7b", "hardware/one-80gb"]
 
@@ -156,3 +160,15 @@ def test_the_command_says_whether_it_fits():
     fits, not_ = (CliRunner().invoke(app, [*asked, name]) for name in ("a100-80", "4090"))
     assert fits.exit_code == 0 and "it fits" in fits.stdout and "--mfu" in fits.stdout
     assert not_.exit_code == 1 and "it does not fit" in not_.stdout
+
+
+def test_what_was_measured_is_within_a_fifth_and_is_what_the_page_shows():
+    sys.path.insert(0, str(RESULTS))
+    import cost as benchmark
+
+    told = json.loads((RESULTS / "results" / "cost.json").read_text())
+    ratios = {name: one["expected_over_measured"] for name, one in told["configurations"].items()}
+    predicted = [found for name, found in ratios.items() if name != told["calibrated_on"]]
+    near = [all(abs(found[part] - 1) <= 0.2 for part in ("step", "memory")) for found in predicted]
+    assert len(near) >= 6 and sum(near) >= 6
+    assert benchmark.page_table(told) in benchmark.PAGE.read_text(encoding="utf-8")

@@ -127,6 +127,10 @@ WITH_PYTHON = [name for name, text in TEXTS.items() if python_blocks(text)[0] an
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in WITH_PYTHON])
 def test_python_on_the_page_runs(name, base, server, as_shipped, tmp_path, monkeypatch):
     (tmp_path / "docs").symlink_to(DOCS)
+    built = tmp_path / "pubtool"  # what `unbraid data build` writes
+    built.mkdir()
+    (built / "README.md").write_text("---\nconfigs:\n- config_name: warmup\n  data_files: warmup.jsonl\n---\n")
+    (built / "warmup.jsonl").write_text('{"id": "one"}\n')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNBRAID_CACHE", str(tmp_path / "cache"))
     space: dict[str, Any] = {"__name__": "example", "tools": []}

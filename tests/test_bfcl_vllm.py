@@ -59,6 +59,7 @@ def _fetch(url: str, body: Any = None) -> Any:
 
 def test_vllm_sees_the_prompts_that_training_makes(tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     policy = calling_run(tmp_path / "caller", steps=1)
     asking = Asking(categories=CATEGORIES, limit=4, max_tokens=2, mode=Mode.NO_THINK)
     vllm = os.environ["UNBRAID_VLLM_PYTHON"]

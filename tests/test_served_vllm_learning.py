@@ -73,6 +73,20 @@ def test_a_run_learns_as_with_the_local_sampler_and_goes_on_after_a_stop(tmp_pat
     assert not any("importance/mean" in row for row in rows)
 
 
+def test_a_run_looks_ahead(tmp_path: Path):
+    train(recipe_on(search_server(), 4, "sampler.ahead=true"), tmp_path / "run")
+    first, *later = read_metrics(tmp_path / "run")
+    assert first["staleness"] == 0 and first["sampler_gap/mean"] < 1e-5 and "importance/mean" not in first
+    for row in later:
+        assert row["staleness"] == 1 and row["seconds/drawing"] > 0
+        # One update lies between the weights that drew and those that learn; no more than that.
+        assert 1e-4 < row["sampler_gap/mean"] < 0.1 and 0.9 < row["importance/mean"] < 1.1
+        assert row["sync/gap_mean"] < 1e-5  # each sync handed over the trainer's weights of then
+    assert not [
+        note for note in read_notes(tmp_path / "run") if note["level"] == "warning" and "server" in note["message"]
+    ]
+
+
 @pytest.fixture(scope="module")
 def coarse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server in bfloat16, beside a trainer in float32."""

@@ -264,7 +264,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def field_count(model: type[BaseModel] = Recipe) -> int:
-    """Settings that a recipe has, over all its parts: kept under 120."""
+    """Settings that a recipe has, over all its parts: at most 120."""
     total = 0
     for field in model.model_fields.values():
         inner = _models_in(field.annotation)

@@ -41,8 +41,8 @@ def build_config(rows: Path, **changes: Any) -> BuildConfig:
     values: dict[str, Any] = {
         "sources": [(name, str(rows / f"{name}.json")) for name in ("toolace", "xlam", "hermes")],
         "benchmarks": [("bench", str(rows / "bench.json"))],
-        "warmup": 30,
-        "rl": 30,
+        "warmup": 40,
+        "rl": 40,
         "labels": LabelConfig(tries=4),
     }
     return BuildConfig.model_validate(values | changes)

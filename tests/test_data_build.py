@@ -46,7 +46,7 @@ def whole(rows, tmp_path_factory) -> Path:
 def test_the_sets_are_read_by_us_and_by_datasets(whole, tmp_path):
     import datasets
 
-    for name, most in (("warmup", 30), ("rl", 30)):
+    for name, most in (("warmup", 40), ("rl", 40)):
         ours = read_tasks(str(whole / f"{name}.jsonl"), DataConfig(strict=True, no_call=0.0))
         assert 0 < len(ours.tasks) <= most and not ours.skipped
         theirs = datasets.load_dataset(str(whole), name, split="train", cache_dir=str(tmp_path))
@@ -69,7 +69,7 @@ def test_the_warm_up_set_follows_the_rule(whole):
         assert (task.extra["right"]["no_think"] > 0) == (task not in thinks)
         assert all(a.calls == task.expected for a in task.answers)
     rl = {t.id for t in read_tasks(str(whole / RL), DataConfig()).tasks}
-    assert len(rl) == 30 and not rl & {t.id for t in warmup}
+    assert len(rl) == 40 and not rl & {t.id for t in warmup}
 
 
 def test_the_card_says_what_the_files_are(whole, rows):
@@ -91,13 +91,13 @@ def test_the_card_says_what_the_files_are(whole, rows):
             assert sum(map(int, column)) == int(total)
     assert all(row[0] and row[1].isdigit() for row in step_table(built.steps)[1])
     assert "cc-by-4.0" in text.split("---")[1] and "| bench | 2 | 2 | 1 |" in text
-    # Of 38 + 90 asked for, all of ToolACE and Hermes that is usable is in the pools, and xLAM fills up.
+    # Of 50 + 120 asked for, all of ToolACE and Hermes that is usable is in the pools, and xLAM fills up.
     by_name = {row[0]: dict(zip(head, row, strict=True)) for row in table}
     assert (
         by_name["toolace"]["usable"] == by_name["toolace"]["cut"]
         and by_name["hermes"]["usable"] == by_name["hermes"]["cut"]
     )
-    assert int(by_name["xlam"]["cut"]) < int(by_name["xlam"]["usable"]) and by_name["all"]["cut"] == "128"
+    assert int(by_name["xlam"]["cut"]) < int(by_name["xlam"]["usable"]) and by_name["all"]["cut"] == "170"
 
 
 def test_finished_stages_are_not_done_again(whole, rows):
@@ -175,7 +175,7 @@ def test_killed_at_random_it_ends_as_the_unbroken_one(whole, rows, tmp_path):
 def test_refining_by_rounds_and_other_methods(whole, rows, tmp_path, monkeypatch):
     out = shutil.copytree(whole, tmp_path / "set")
     mixed = build(
-        build_config(rows, refine=RefineConfig(method="mixed_groups"), rl=10, pool=90), out, samplers=samplers
+        build_config(rows, refine=RefineConfig(method="mixed_groups"), rl=10, pool=120), out, samplers=samplers
     )
     assert len(read_tasks(str(out / RL), DataConfig()).tasks) == 10
     assert [step.name for step in mixed.steps][-2:] == ["refine", "RL size"]
@@ -187,7 +187,7 @@ def test_refining_by_rounds_and_other_methods(whole, rows, tmp_path, monkeypatch
     seen = {id: Measured(np.array([0.0, float(n % 2)]), 0.5) for n, id in enumerate(list(by_id)[:40])}
     monkeypatch.setattr("unbraid.label.build.from_rollouts", lambda run, across: ([], seen))
     (tmp_path / "run" / "rollouts").mkdir(parents=True)
-    built = build(build_config(rows, rl=20, pool=90), out, samplers=samplers, rounds=tmp_path / "run")
+    built = build(build_config(rows, rl=20, pool=120), out, samplers=samplers, rounds=tmp_path / "run")
     kept = {t.id for t in read_tasks(str(out / RL), DataConfig()).tasks}
     assert kept == {id for n, id in enumerate(list(by_id)[:40]) if n % 2 == 0}
     assert "sample" not in built.stages or built.stages["refine"].made_of["rounds"]

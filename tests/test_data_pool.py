@@ -137,9 +137,9 @@ def test_the_cut(a, b, c, most):
     gone = surplus(tasks, most, ("xlam", "more"), {t.id: t.id for t in tasks})
     kept = Counter(t.source for t in tasks if t.id not in gone)
     assert kept.total() == min(most, a + b + c)
-    if c < most:
-        assert kept["rest"] == c
-    total = a + b + c if c >= most else a + b
-    room = most if c >= most else most - c
-    for name in sizes if c >= most else ("xlam", "more"):
-        assert abs(kept[name] - min(1.0, room / max(1, total)) * sizes[name]) <= 1
+    even = most // max(1, sum(n > 0 for n in (a, b, c)))
+    if kept["rest"] < c:  # the others are cut only where those that make room are down to an even share
+        assert kept["xlam"] + kept["more"] == min(a, even) + min(b, even)
+    if a + b:
+        share = (kept["xlam"] + kept["more"]) / (a + b)
+        assert abs(kept["xlam"] - share * a) <= 1 and abs(kept["more"] - share * b) <= 1

@@ -44,7 +44,8 @@ class PoolConfig(BaseModel):
     """Tasks that RL's are refined from. Source: arXiv 2603.13348, 21k."""
     cut: tuple[str, ...] = ("xlam",)
     """Sources that make room. Source: a reviewer of arXiv 2603.13348 saw equal counts of ToolACE and Hermes before and
-    after down-sampling, so only xLAM was cut (inferred). Where the others alone are too many, all are cut alike."""
+    after down-sampling, so only xLAM was cut (inferred). Choice: never below an even share (a third of three sources);
+    where the others are too many beside that, they are cut too."""
     no_call: float = Field(default=0.2, ge=0, le=1)
     """Largest share of a source's tasks in which no call is right. Choice: a fifth, as `data.no_call`, but by source:
     cutting one then leaves the shares of the others as they are."""
@@ -216,21 +217,29 @@ def silent_surplus(tasks: Sequence[Task], share: float, order: Mapping[str, str]
 
 
 def surplus(tasks: Sequence[Task], most: int, cut: Sequence[str], order: Mapping[str, str]) -> dict[str, str]:
-    """Task id → that there are more than `most`: of the sources in `cut`, or of all where the others alone are more."""
+    """Task id → that there are more than `most`. The sources in `cut` make room, down to an even share for each; only
+    what is still too much then is taken from the others."""
     sources = _by_source(tasks)
-    whole = sum(len(of) for source, of in sources.items() if source not in cut)
-    if whole >= most:
-        cut, whole = tuple(sources), 0
-    room = max(0, most - whole)
-    cuttable = {source: len(of) for source, of in sources.items() if source in cut}
-    total = sum(cuttable.values())
+    sizes = {name: len(of) for name, of in sources.items()}
+    making = sorted(name for name in sizes if name in cut)
+    whole = sum(n for name, n in sizes.items() if name not in making)
+    even = sum(min(sizes[name], most // len(sizes)) for name in making)
+    room = min(sum(sizes[name] for name in making), max(most - whole, even))
     found: dict[str, str] = {}
-    for source in sorted(cuttable):  # in proportion; what rounding leaves goes to the last
-        keep = min(cuttable[source], room if total <= room else round(room * cuttable[source] / total))
-        room, total = room - keep, total - cuttable[source]
-        ids = sorted((t.id for t in sources[source]), key=lambda id: (order[id], id))
-        found |= dict.fromkeys(ids[keep:], CUT)
+    for names, part in ((making, room), (sorted(sizes.keys() - making), most - room)):
+        for name, keep in _in_proportion({name: sizes[name] for name in names}, part).items():
+            ids = sorted((t.id for t in sources[name]), key=lambda id: (order[id], id))
+            found |= dict.fromkeys(ids[keep:], CUT)
     return found
+
+
+def _in_proportion(sizes: Mapping[str, int], room: int) -> dict[str, int]:
+    """What each keeps of `room`, in proportion; what rounding leaves goes to the last."""
+    total, kept = sum(sizes.values()), dict[str, int]()
+    for name, size in sizes.items():
+        kept[name] = size if total <= room else round(room * size / total)
+        room, total = room - kept[name], total - size
+    return kept
 
 
 def warmup_size(tasks: int, config: PoolConfig) -> int:

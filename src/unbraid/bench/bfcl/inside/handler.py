@@ -23,6 +23,7 @@ REFUSALS = (BadRequestError, UnprocessableEntityError)
 """The server will not answer this conversation, ever; most often it is too long."""
 
 
+FUNCTION = ("name", "description", "parameters")
 TRACE = "X-Request-Id"
 """Header by which a server's log can be laid beside the answers: `bfcl/ENTRY/REPLY/…`."""
 
@@ -102,6 +103,17 @@ def _handler_class(server: Server) -> type:
             return {
                 "base_url": server.url, "api_key": server.key, "timeout": server.seconds, "max_retries": server.retries,
             }  # fmt: skip
+
+        def _compile_tools(self, inference_data: dict[str, Any], test_entry: dict[str, Any]) -> dict[str, Any]:
+            """The harness's tools, with what OpenAI's API knows of a function and nothing else, in one order.
+
+            Multi-turn functions describe their results under `response`. OpenAI's API ignores that and vLLM drops it,
+            while other servers would show it to the model: so that a prompt is the same everywhere, it is not sent.
+            """
+            found = super()._compile_tools(inference_data, test_entry)
+            for tool in found["tools"]:
+                tool["function"] = {key: tool["function"][key] for key in FUNCTION if key in tool["function"]}
+            return found
 
         def _query_FC(self, inference_data: dict[str, Any]) -> tuple[Any, float]:
             return self._ask(inference_data["message"], inference_data["tools"])

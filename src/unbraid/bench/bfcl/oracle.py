@@ -93,7 +93,7 @@ class Oracle:
             Route("/v1/models", lambda request: JSONResponse({"object": "list", "data": [card]})),
         ]
         listening = listen("127.0.0.1", 0)
-        server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="critical"))
+        server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="critical", timeout_keep_alive=60))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         try:

@@ -12,7 +12,7 @@ import torch
 from unbraid import ranks
 
 PRELOADED = ["accelerate", "unbraid.run", "unbraid.lab.calls_world", "unbraid.interference.monitor"]
-SECONDS = 120
+SECONDS = 600
 """How long a test waits for its ranks: much longer than they need, on a busy machine too."""
 
 

@@ -99,7 +99,8 @@ def base(tmp_path_factory) -> Path:
 @pytest.fixture
 def as_shipped() -> Iterator[None]:
     """Examples may register formats, services and intents of their own."""
-    kept = [(table, dict(table)) for table in (FORMATS, SERVICES, INTENTS)]
+    tables: list[Any] = [FORMATS, SERVICES, INTENTS]
+    kept = [(table, dict(table)) for table in tables]
     yield
     for table, before in kept:
         table.clear()

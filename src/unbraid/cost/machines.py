@@ -1,6 +1,6 @@
 """How fast machines are: what their makers state, and the share of it that a run is expected to get."""
 
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -29,8 +29,8 @@ class Speed:
 
     def times(self, factor: float) -> "Speed":
         """A machine so many times as slow."""
-        *rates, call = astuple(self)
-        return Speed(*(rate / factor for rate in rates), call * factor)
+        slower = {field.name: getattr(self, field.name) / factor for field in fields(self)}
+        return Speed(**slower | {"call": self.call * factor})
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def measure(small: Small, steps: int = 2) -> Measured:
         policy.freeze_reference()
     optimiser, rng = make_optimiser(policy, learn), np.random.default_rng(0)
     groups = np.repeat(np.arange(small.prompts), small.samples)
-    best, drawn = [float("inf"), float("inf")], 0.0
+    sampling, learning, drawn = float("inf"), float("inf"), 0.0
     for step in range(steps + 1):
         prompts = [tuple(rng.integers(20, small.vocabulary, small.prompt).tolist()) for _ in range(small.prompts)]
         requests = [
@@ -117,10 +117,10 @@ def measure(small: Small, steps: int = 2) -> Measured:
         update(policy, drawing, groups, optimiser, [], learn, step=step, temperature=1.0)
         ended = time.process_time()
         if step:
-            best = [min(best[0], between - began), min(best[1], ended - between)]
+            sampling, learning = min(sampling, between - began), min(learning, ended - between)
             drawn += sum(t.response_tokens for t in drawing) / len(drawing) / steps
     tokens = StepTokens(small.prompts, small.samples, small.prompt, drawn, longest=small.new)
-    return Measured(*best, tokens, model_shape(policy.model, config, small.fast))
+    return Measured(sampling, learning, tokens, model_shape(policy.model, config, small.fast))
 
 
 def calibrate(small: Small | None = None, steps: int = 2) -> Machine:

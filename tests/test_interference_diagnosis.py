@@ -79,6 +79,8 @@ def test_models_that_gave_up_on_different_questions():
     found = diagnose(starts, counts, 50, simulations=50)
     assert found.scales_disagree and found.as_json()["effect_success"][0] == pytest.approx(0.1755)
     assert "gave up on different questions" in sentences(found)[1]
+    assert found.decisive.ruling is Ruling.INTERFERENCE
+    assert found.as_json()["verdict"] == Ruling.NOT_SHOWN.value and "not shown" in sentences(found)[1]
     assert not drawn({"base": 0.1, UNIFIED: 0.3, WIDE: 0.5}).scales_disagree
 
 

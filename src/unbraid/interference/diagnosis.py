@@ -102,6 +102,16 @@ class Diagnosis:
         nats, success = self.decisive.estimate.value, self.on_success.estimate.value
         return nats * success < 0 and min(abs(nats), abs(success)) > MARGIN
 
+    @property
+    def ruling(self) -> Ruling:
+        """What sharing came to. Nothing is shown where log p and success disagree.
+
+        Choice: that exception was made after short runs by reward were seen, in which log p alone called aligned skills
+        a fight (docs/interference.md).
+        """
+        decided = self.decisive.ruling in (Ruling.INTERFERENCE, Ruling.SYNERGY)
+        return Ruling.NOT_SHOWN if decided and self.scales_disagree else self.decisive.ruling
+
     def starts_for_worth(self, questions: int = 1, samples: int = 1) -> int:
         """Starts that an effect of `WORTH_SEEING` would take, with so many times the questions and the samples."""
         drawn = None if self.samples is None else samples * self.samples
@@ -109,11 +119,11 @@ class Diagnosis:
 
     def as_json(self) -> dict[str, Any]:
         """What scripts read."""
-        synergy = self.decisive.ruling is Ruling.SYNERGY
+        synergy = self.ruling is Ruling.SYNERGY
         shown: dict[str, Any] = {
             # Whether they fight: that sharing helps is no cost either.
-            "verdict": (Ruling.NOT_SHOWN if synergy else self.decisive.ruling).value,
-            "sharing": self.decisive.ruling.value,
+            "verdict": (Ruling.NOT_SHOWN if synergy else self.ruling).value,
+            "sharing": self.ruling.value,
             "effect_nats": _plain(self.decisive.estimate),
             "effect_success": _plain(self.on_success.estimate),
             "joint": self.decisive.joint,
@@ -244,7 +254,7 @@ def _on_cost(d: Diagnosis) -> str:
         Ruling.SYNERGY: f"Sharing weights helps: {against} is {shown}",
         Ruling.NOT_SHOWN: f"A cost of sharing is not shown: {against} is {shown}",
         Ruling.TOO_FEW: f"Too few starts to say whether sharing costs anything: {against} is {shown}",
-    }[effect.ruling]
+    }[d.ruling]
     none = "; a cost that would matter is ruled out" if effect.is_negligible else ""
     turned = (
         f" Success itself differs the other way, by {_interval(d.on_success.estimate)}: the models gave up on "
@@ -269,9 +279,9 @@ def _on_certainty(d: Diagnosis) -> str:
 
 def _on_adapters(d: Diagnosis) -> str:
     small = effect_ruling(d, UNIFIED)
-    if d.decisive.ruling is Ruling.INTERFERENCE:
+    if d.ruling is Ruling.INTERFERENCE:
         return "Routed adapters are worth trying: they keep the roles' weights apart at the price of one model."
-    if d.decisive.ruling is Ruling.TOO_FEW:
+    if d.ruling is Ruling.TOO_FEW:
         return "Whether routed adapters are worth trying cannot be said yet: run more starts."
     if d.decisive.joint == WIDE and small is Ruling.INTERFERENCE:
         return "Routed adapters are hardly worth trying: one adapter of twice the rank does as well as two agents."
@@ -292,9 +302,9 @@ def _on_published(d: Diagnosis) -> str:
         f"The paper's measure says {says}: λ23 is negative on {share:.0%} of the questions. Had sharing cost nothing, "
         f"these very models would show {null.low:.0%} to {null.high:.0%}."
     )
-    if share > 0.5 and d.decisive.ruling in (Ruling.NOT_SHOWN, Ruling.SYNERGY):
+    if share > 0.5 and d.ruling in (Ruling.NOT_SHOWN, Ruling.SYNERGY):
         return line + " So it is not to be believed here."
-    if share <= 0.5 and d.decisive.ruling is Ruling.INTERFERENCE:
+    if share <= 0.5 and d.ruling is Ruling.INTERFERENCE:
         return line + " It misses a cost that is there."
     return line
 

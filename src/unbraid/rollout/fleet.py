@@ -149,11 +149,11 @@ class Fleet:
         self._syncs += 1
         previous, self._salt = self._salt, f"{self._name}-{self._syncs}"
         self._policy = policy
-        size = self._save(policy)
+        self._save(policy)
         self._model = self._salt if policy.has_adapter else BASE
         await self._each(session, lambda member: self._load(member, session))
         loaded = time.perf_counter()
-        self._metrics = {"seconds/sync": loaded - started, "sync/bytes": float(size)}
+        self._metrics = {"seconds/sync": loaded - started, "sync/bytes": float(self._written())}
         await self._probe(policy, session)
         self._metrics["seconds/sync_probe"] = time.perf_counter() - loaded
         if policy.has_adapter and previous != "0":
@@ -198,12 +198,15 @@ class Fleet:
         reviving = [member.reviving for member in self.members if member.reviving]
         await asyncio.gather(*reviving, return_exceptions=True)
 
-    def _save(self, policy: Policy) -> int:
-        """Write what every server is to read; how many bytes that are. Of adapters it is theirs alone."""
+    def _save(self, policy: Policy) -> None:
+        """Write what every server is to read: of adapters, them alone."""
         weights = self.folder / self._salt
         weights.mkdir(parents=True)
         policy.save_weights(weights)
-        return sum(path.stat().st_size for path in weights.rglob("*") if path.is_file())
+
+    def _written(self) -> int:
+        """Bytes of what every server is to read."""
+        return sum(path.stat().st_size for path in (self.folder / self._salt).rglob("*") if path.is_file())
 
     async def _load(self, member: Member, session: "ClientSession") -> None:
         """Give a server the present weights, unless it has them."""

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from page_tables import fill, markdown
+
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "dart.json", ROOT / "docs" / "claims-dart.md"
 PLACES = (
@@ -34,11 +36,6 @@ def number(found: Mapping[str, Any] | None) -> str:
     elif found["low"] is not None:
         points += f" ({100 * found['low']:.1f} … {100 * found['high']:.1f})"
     return points.replace("-", "−")
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
 def methods(results: Mapping[str, Any]) -> str:
@@ -94,11 +91,7 @@ def page(text: str, results: Mapping[str, Any]) -> str:
         "claims": verdicts(results["claims"], "claim", "the paper"),
         "predictions": verdicts(results["predictions"], "prediction", "predicted"),
     }
-    for name, table in tables.items():
-        begin, end = f"<!-- {name} -->", f"<!-- {name} end -->"
-        before, _, rest = text.partition(begin)
-        text = f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}"
-    return re.sub(r"State: \*\*.*?\*\*", f"State: **{results['state']}.**", text)
+    return re.sub(r"State: \*\*.*?\*\*", f"State: **{results['state']}.**", fill(text, tables))
 
 
 def main() -> int:

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from page_tables import fill, markdown
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "interference.json"
 MEASURES = ROOT / "benchmarks" / "results" / "interference_measures.json"
@@ -70,11 +72,11 @@ def column(d: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def markdown(columns: Mapping[str, Mapping[str, Any]]) -> str:
+def side_by_side(columns: Mapping[str, Mapping[str, Any]]) -> str:
     """A table of diagnoses side by side: heading → diagnosis."""
     shown = {head: column(d) for head, d in columns.items()}
     rows = [[name, *(words[name] for words in shown.values())] for name in next(iter(shown.values()))]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [["measure", *shown], ["---"] * (len(shown) + 1), *rows])
+    return markdown(["measure", *shown], rows)
 
 
 def dose(results: Mapping[str, Any], series: str) -> str:
@@ -87,13 +89,13 @@ def dose(results: Mapping[str, Any], series: str) -> str:
     order = sorted(found, key=float, reverse=True)
     starts = sorted({found[rho]["starts"] for rho in order})
     bases = f"{starts[0]}" if len(starts) == 1 else f"{starts[0]} to {starts[-1]}"
-    return f"**{SERIES[series]}** ({bases} bases)\n\n" + markdown({f"rho {rho}": found[rho] for rho in order})
+    return f"**{SERIES[series]}** ({bases} bases)\n\n" + side_by_side({f"rho {rho}": found[rho] for rho in order})
 
 
 def search(results: Mapping[str, Any]) -> str:
     """The search world."""
     d = results["search"]
-    return markdown({f"{d['starts']} bases": d}) if d else "Not run with three bases yet."
+    return side_by_side({f"{d['starts']} bases": d}) if d else "Not run with three bases yet."
 
 
 def state(results: Mapping[str, Any]) -> str:
@@ -108,18 +110,14 @@ def coverage(measures: Mapping[str, Any]) -> str:
         [words, *(f"{100 * measures['coverage'][f'{name}, {how}']:.1f} %" for how in ("exact", "64 samples"))]
         for name, words in PLANTED.items()
     ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+    return markdown(head, rows)
 
 
 def page(text: str, results: Mapping[str, Any], measures: Mapping[str, Any]) -> str:
     """The page with its tables made anew."""
     tables = {name: dose(results, name) for name in SERIES}
     tables |= {"search": search(results), "coverage": coverage(measures), "state": state(results)}
-    for name, table in tables.items():
-        begin, end = f"<!-- {name} -->", f"<!-- {name} end -->"
-        before, _, rest = text.partition(begin)
-        text = f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}"
-    return text
+    return fill(text, tables)
 
 
 def main() -> int:

@@ -1,25 +1,17 @@
 """docs/interference.md says what benchmarks/results/interference.json and interference_measures.json hold."""
 
-import importlib.util
 import json
+import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "interference_tables.py"
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import interference_tables as tables
 
 
-@pytest.fixture(scope="module")
-def tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("interference_tables", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_page_is_made_of_the_committed_results(tables):
+def test_the_page_is_made_of_the_committed_results():
     text = tables.PAGE.read_text()
     results, measures = json.loads(tables.RESULTS.read_text()), json.loads(tables.MEASURES.read_text())
     assert tables.page(text, results, measures) == text
@@ -30,7 +22,7 @@ def test_the_page_is_made_of_the_committed_results(tables):
     assert tables.page(text, changed, measures) != text
 
 
-def test_what_was_not_run_is_said(tables):
+def test_what_was_not_run_is_said():
     results = json.loads(tables.RESULTS.read_text())
     results["doses"] = {k: d for k, d in results["doses"].items() if not k.startswith("loose")}
     results["search"] = None
@@ -46,5 +38,5 @@ def test_what_was_not_run_is_said(tables):
         ([-0.126, -0.2, 0.001], "−0.13 (−0.20 … 0.00)"),
     ],
 )
-def test_numbers(tables, found, shown):
+def test_numbers(found, shown):
     assert tables.interval(found) == shown

@@ -13,6 +13,14 @@ from unbraid.cli.lab import lab
 from unbraid.errors import UnbraidError
 
 INTERRUPTED = 130
+_AGAIN = "; the same command goes on where it was"
+_GOES_ON = {
+    "train": "; the same command with --resume goes on from the last checkpoint",
+    **dict.fromkeys(
+        ("bench", "interference", "data build", "data label", "lab autotool", "lab dart", "lab interference"), _AGAIN
+    ),
+}
+"""What Ctrl-C says to whoever stopped a command that can go on."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(runs.app)
@@ -64,9 +72,7 @@ def main() -> None:
             sys.exit(2)
         raise
     if status == INTERRUPTED:
-        goes_on = sys.argv[1:2] not in (["serve"], ["chat"], ["serve-retriever"])
-        hint = "; the same command with --resume goes on from the last checkpoint" if goes_on else ""
-        hint = "; the same command goes on where it was" if sys.argv[1:2] == ["bench"] else hint
+        hint = _GOES_ON.get(" ".join(sys.argv[1:3])) or _GOES_ON.get("".join(sys.argv[1:2]), "")
         if is_first():
             errors.print(f"stopped{hint}", highlight=False)
     sys.exit(status)

@@ -16,7 +16,6 @@ The last line is a JSON object; ratios are seconds of the other system over ours
 """
 
 import argparse
-import hashlib
 import itertools
 import json
 import os
@@ -25,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict
@@ -37,7 +36,7 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
-from rollout_work import CALL, KINDS, LONGEST, SIZES, Work, make_model, make_work
+from rollout_work import CALL, KINDS, LONGEST, SIZES, Work, digest, make_model, make_work
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from unbraid.chat.format import ChatConfig
@@ -58,11 +57,6 @@ MAKE_TRL = (
     "make an environment for it (python -m venv trl-venv && trl-venv/bin/pip install -r "
     "benchmarks/requirements-trl.txt) and pass --trl-python trl-venv/bin/python"
 )
-
-
-def digest(sequences: Sequence[Sequence[int]]) -> str:
-    """Of whole episodes as ids, whatever their order."""
-    return hashlib.sha256(json.dumps(sorted(map(list, sequences))).encode()).hexdigest()
 
 
 # The systems: each takes the kind of latencies, plays all episodes, and returns seconds and the digest of their ids

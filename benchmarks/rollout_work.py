@@ -5,7 +5,9 @@ and so on to `c1`, and then calls the tool (after `f1` it stops). Prompts and ob
 decides how long the response will be, in every system that samples from the model, at any temperature up to 1.
 """
 
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,11 @@ class Work:
     @property
     def samples(self) -> int:
         return len(self.observations[0])
+
+
+def digest(sequences: Sequence[Sequence[int]]) -> str:
+    """Of whole episodes as ids, whatever their order."""
+    return hashlib.sha256(json.dumps(sorted(map(list, sequences))).encode()).hexdigest()
 
 
 def make_work(tasks: int, samples: int, seed: int = 0) -> Work:

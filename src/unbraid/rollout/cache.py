@@ -4,6 +4,8 @@ The cache of transformers concatenates in every step, which copies all keys and 
 takes longer than the model's own arithmetic.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,21 +27,51 @@ class GrowingLayer(DynamicLayer):
     key_room: Tensor
     value_room: Tensor
     filled = 0
+    place: Tensor | None = None
+    """Where the next token goes, (1,), within `fixed`."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append the states of new tokens; returns all keys and all values."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.key_room, self.value_room = key_states[..., :0, :], value_states[..., :0, :]
-        past, self.filled = self.filled, self.filled + key_states.shape[-2]
-        if self.filled > self.key_room.shape[-2]:
+        if self.place is not None:
+            self.key_room.index_copy_(2, self.place, key_states)
+            self.value_room.index_copy_(2, self.place, value_states)
+            return self.key_room, self.value_room
+        past, filled = self.filled, self.filled + key_states.shape[-2]
+        if filled > self.key_room.shape[-2]:
             # A quarter more than needed: few copies in all, and never much memory for nothing.
-            capacity = self.filled + max(32, self.filled // 4)
-            self.key_room = _roomy(self.key_room[..., :past, :], capacity)
-            self.value_room = _roomy(self.value_room[..., :past, :], capacity)
+            self._grow(filled + max(32, filled // 4))
+        self.filled = filled
         self.key_room[..., past : self.filled, :] = key_states
         self.value_room[..., past : self.filled, :] = value_states
         return self._show()
+
+    def _grow(self, capacity: int) -> None:
+        self.key_room = _roomy(self.key_room[..., : self.filled, :], capacity)
+        self.value_room = _roomy(self.value_room[..., : self.filled, :], capacity)
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for so many more. Free places then hold zeros: masked, they must still be numbers."""
+        if self.filled + tokens > self.key_room.shape[-2]:
+            self._grow(self.filled + tokens)
+        for room in (self.key_room, self.value_room):
+            room[..., self.filled :, :] = 0
+
+    @contextmanager
+    def fixed(self, place: Tensor) -> Iterator[None]:
+        """Within, one token at a time goes to `place`, and all the room is shown; `filled` does not count it."""
+        self.place = place
+        try:
+            yield
+        finally:
+            self.place = None
+
+    def fill(self, tokens: int) -> None:
+        """Say how many places are filled, after tokens went to places of their own."""
+        self.filled = tokens
+        self._show()
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows, in this order; a row may be repeated. Rows that keep their place are not copied."""

@@ -18,14 +18,13 @@ from unbraid.policy.two_agents import TwoAgents
 from unbraid.rollout.cache import growing_cache
 from unbraid.rollout.context import Drawn
 from unbraid.rollout.drawing import draw_tokens
-from unbraid.rollout.prefix import Prefix, prefix_attention
+from unbraid.rollout.fixed import FixedPast, FixedSteps
+from unbraid.rollout.past import Past
+from unbraid.rollout.prefix import Prefix
 from unbraid.rollout.randomness import stream_key
 from unbraid.rollout.single import single_trajectory
 from unbraid.rollout.trajectory import Finish, Request, Trajectory
 from unbraid.tokens import NONE, Provenance
-
-KEEP_SHARE = 0.9
-"""Choice: finished rows leave the batch once live ones fall to this share: seldom, so that moving rows costs little."""
 
 
 class LocalSampler:
@@ -34,18 +33,21 @@ class LocalSampler:
     Args:
         policy: sampled as it is at each call: after an optimiser step there is nothing to sync.
         max_batch: most rows decoded together.
+        fixed: whether steps keep to shapes that a GPU can record (`rollout.fixed`); None: on GPUs.
 
     Raises:
         ModelError: the policy is of two agents.
     """
 
-    def __init__(self, policy: Policy, max_batch: int = 512):
+    def __init__(self, policy: Policy, max_batch: int = 512, fixed: bool | None = None):
         if isinstance(policy.model, TwoAgents):
             raise ModelError(
                 "two agents are sampled by slots only (rollout.slots): this sampler's cache is one model's"
             )
         self.policy = policy
         self.max_batch = max_batch
+        on_gpu = policy.device.type == "cuda"
+        self.fixed = FixedSteps(policy, record=on_gpu) if (on_gpu if fixed is None else fixed) else None
 
     @torch.inference_mode()
     def sample(
@@ -66,7 +68,7 @@ class LocalSampler:
         done: dict[int, Trajectory] = {}
         for first in range(0, len(order), self.max_batch):
             rows = order[first : first + self.max_batch]
-            batch = _Decoding(self.policy, [requests[i] for i in rows], temperature, max_new_tokens, seed)
+            batch = _Decoding(self.policy, [requests[i] for i in rows], temperature, max_new_tokens, seed, self.fixed)
             done.update(zip(rows, batch.run(), strict=True))
         model.train(was_training)
         return [done[i] for i in range(len(requests))]
@@ -75,8 +77,17 @@ class LocalSampler:
 class _Decoding:
     """One batch on its way from prompts to trajectories. Arrays are indexed by row; `live` lists rows in the cache."""
 
-    def __init__(self, policy: Policy, requests: list[Request], temperature: float, budget: int, seed: object):
+    def __init__(
+        self,
+        policy: Policy,
+        requests: list[Request],
+        temperature: float,
+        budget: int,
+        seed: object,
+        fixed: FixedSteps | None,
+    ):
         self.policy, self.requests, self.temperature, self.budget = policy, requests, temperature, budget
+        self.fixed = fixed
         rows = len(requests)
         modes = policy.format.modes
         self.choice_at, self.before_choice, self.choice_ids = modes.position, modes.shared, list(modes.choice_ids)
@@ -98,7 +109,7 @@ class _Decoding:
 
     def run(self) -> list[Trajectory]:
         live = np.arange(len(self.requests))
-        logits, cache, padding, prefix = self._prefill()
+        logits, past = self._prefill()
         for position in range(self.budget):
             tokens = self._draw(logits, live, position)
             ended = np.isin(tokens, self.stop_ids) & ~self.stopped[live]
@@ -109,19 +120,15 @@ class _Decoding:
             if self.stopped.all() or position + 1 == self.budget:
                 break
             keep = ~self.stopped[live]
-            if keep.sum() <= KEEP_SHARE * len(live):
+            if keep.sum() <= past.keep_share * len(live):
                 order = _fill_gaps(keep)
                 live, tokens = live[order], tokens[order]
-                rows = torch.from_numpy(order).to(self.policy.device)
-                cache.batch_select_indices(rows)
-                padding = None if padding is None else padding[rows]
-                if prefix:
-                    prefix.select(rows)
-            logits = self._step(tokens, live, cache, padding, prefix)
+                past.select(torch.from_numpy(order).to(self.policy.device))
+            logits = self._step(tokens, live, past)
         return self._trajectories()
 
-    def _prefill(self) -> tuple[torch.Tensor, Any, torch.Tensor | None, Prefix | None]:
-        """Run each distinct prompt once; returns next-token logits (rows, V), the cache, and padding per row.
+    def _prefill(self) -> tuple[torch.Tensor, Past]:
+        """Run each distinct prompt once; returns next-token logits (rows, V), and what is behind them.
 
         Where rows share much, the cache is empty and what the prompts left is a prefix.
         """
@@ -150,7 +157,10 @@ class _Decoding:
             cache = growing_cache()
         else:
             cache.batch_select_indices(rows)
-        return out.logits[rows, -1], cache, padding.to(device)[rows] if ragged else None, prefix
+        past = Past(self.policy.model, cache, padding.to(device)[rows] if ragged else None, prefix)
+        if self.fixed and self.fixed.usable:
+            past = FixedPast(past, self.fixed, self.budget - 1)
+        return out.logits[rows, -1], past
 
     def _prompt_routes(self, prompts: dict[tuple[int, ...], int], longest: int) -> NDArray[np.int8] | None:
         """Routes of the padded prompts; also sets every row's state. None if the policy does not route."""
@@ -166,32 +176,13 @@ class _Decoding:
         self.states = np.array(states)[[prompts[request.prompt_ids] for request in self.requests]]
         return routes
 
-    def _step(
-        self,
-        tokens: NDArray[np.int64],
-        live: NDArray[np.int64],
-        cache: Any,
-        padding: torch.Tensor | None,
-        prefix: Prefix | None,
-    ) -> torch.Tensor:
+    def _step(self, tokens: NDArray[np.int64], live: NDArray[np.int64], past: Past) -> torch.Tensor:
         """Feed one token per live row; returns next-token logits (live, V)."""
-        device, past = self.policy.device, cache.get_seq_length() + (prefix.tokens if prefix else 0)
-        if padding is None:
-            mask, positions = None, torch.full((len(tokens), 1), past, device=device)
-        else:
-            mask = (torch.arange(past + 1, device=device) >= padding[:, None]).long()
-            positions = past - padding[:, None]
-        ids, routes = torch.from_numpy(tokens)[:, None].to(device), None
+        device, routes = self.policy.device, None
         if router := self.policy.router:
-            self.states[live], routes = router.step(self.states[live], tokens)
-        inputs = {"input_ids": ids, "position_ids": positions, "past_key_values": cache, "use_cache": True}
-        with routed(self.policy.model, None if routes is None else routes[:, None]):
-            if prefix:
-                with prefix_attention(self.policy.model):
-                    out = self.policy.model(**inputs, prefix=prefix)
-            else:
-                out = self.policy.model(**inputs, attention_mask=mask)
-        return out.logits[:, -1]
+            self.states[live], found = router.step(self.states[live], tokens)
+            routes = torch.from_numpy(found)[:, None].to(device)
+        return past.step(torch.from_numpy(tokens)[:, None].to(device), routes)
 
     def _forced(self, live: NDArray, position: int) -> NDArray[np.int64] | None:
         """Ids prescribed at `position`, -1 where the model draws; None where it draws everywhere."""

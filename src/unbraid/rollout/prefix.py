@@ -46,11 +46,7 @@ class Prefix:
         spared = (len(prompts) - len(padding)) * cache.get_seq_length()
         if spared < WORTH.get(prompts.device.type, WORTH["cuda"]):
             return None
-        try:
-            plain = not any(attention_windows(model).values())
-        except ModelError:
-            return None
-        return cls(cache, prompts, padding) if plain and _config(model)._attn_implementation == "sdpa" else None
+        return cls(cache, prompts, padding) if plain_attention(model) else None
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order."""
@@ -66,14 +62,23 @@ class Prefix:
         everywhere = torch.arange(len(self.keys[0]) * self.most, device=rank.device)
         self.regular = bool(torch.equal(self.places, everywhere))
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """(rows, heads, size) of queries like that, over a prompt and the row's own keys (rows, key heads, n, size)."""
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, seen: Tensor | None = None
+    ) -> Tensor:
+        """(rows, heads, size) of queries like that, over a prompt and the row's own keys (rows, key heads, n, size).
+
+        Args:
+            seen: which of its own keys a row sees, (rows, 1, 1, n); None is all of them.
+        """
         rows, heads, size = query.shape
         q = query.reshape(rows, key.shape[1], heads // key.shape[1], size) * scale
         at_prompt = self._together(q) @ self.keys[layer].transpose(-1, -2)
         if self.mask is not None:
             at_prompt = at_prompt.masked_fill(self.mask, -torch.inf)
-        scores = torch.cat([self._apart(at_prompt, q), q @ key.transpose(-1, -2)], dim=-1)
+        at_own = q @ key.transpose(-1, -2)
+        if seen is not None:
+            at_own = at_own.masked_fill(~seen, -torch.inf)
+        scores = torch.cat([self._apart(at_prompt, q), at_own], dim=-1)
         wide = torch.promote_types(scores.dtype, torch.float32)
         weights = torch.softmax(scores, dim=-1, dtype=wide).to(scores.dtype)
         own = weights[..., self.tokens :] @ value
@@ -107,6 +112,14 @@ def prefix_attention(model: Any) -> Iterator[None]:
         config._attn_implementation_internal = usual
 
 
+def plain_attention(model: Any) -> bool:
+    """Whether every layer attends to everything before it, by sdpa."""
+    try:
+        return not any(attention_windows(model).values()) and _config(model)._attn_implementation == "sdpa"
+    except ModelError:
+        return False
+
+
 def _config(model: Any) -> Any:
     return model.config.get_text_config()
 
@@ -115,7 +128,8 @@ def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     prefix: Prefix = kwargs["prefix"]
-    out = prefix.attend(module.layer_idx, query[:, :, 0], key, value, kwargs.get("scaling") or query.shape[-1] ** -0.5)
+    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    out = prefix.attend(module.layer_idx, query[:, :, 0], key, value, scale, attention_mask)
     return out[:, None], None
 
 

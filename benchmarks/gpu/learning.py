@@ -3,7 +3,8 @@
     python benchmarks/gpu/learning.py --seconds 480
 
 For every shape and recipe (all weights; LoRA; LoRA with gradient checkpointing) ten real updates of `learn.grpo`, then
-two the plain way (`learn.fast: false`): seconds, tokens per second, peak bytes per stage, MFU. It starts nothing that
+two the plain way (`learn.fast: false`): seconds, tokens per second, peak bytes per stage, MFU; before them the local
+sampler's tokens per second, with ordinary steps and with those of fixed shapes (`rollout.fixed`). It starts nothing that
 does not fit into what time is left, and what does not fit into memory is told and left out: the last line, a JSON
 object, always comes. `--shape tiny` tries it all on a CPU.
 """
@@ -29,6 +30,8 @@ from unbraid.learn.constraint import Constraint
 from unbraid.learn.grpo import make_optimiser, update
 from unbraid.policy import AdapterConfig, Policy
 from unbraid.policy.policy import add_adapter
+from unbraid.rollout import LocalSampler, Request
+from unbraid.tasks.task import Task
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -90,6 +93,28 @@ def steps(policy: Policy, work: dict[str, int], count: int, fast: bool, until: f
     return found[1:] or found
 
 
+def drawing(policy: Policy, work: dict[str, int], until: float) -> dict[str, Any]:
+    """Tokens per second of the second batch that a local sampler draws, by kind of step; whether it kept to it."""
+    requests = [
+        Request(Task(str(task), ()), tuple(np.random.default_rng(task).integers(100, 500, work["prompt"]).tolist()), i)
+        for task in range(work["prompts"])
+        for i in range(work["group"])
+    ]
+    found: dict[str, Any] = {}
+    for name, fixed in (("ordinary", False), ("fixed", True)):
+        sampler, rate = LocalSampler(policy, fixed=fixed), 0.0
+        for seed in range(2):
+            if time.perf_counter() > until:
+                return found
+            began = time.perf_counter()
+            drawn = sampler.sample(requests, temperature=1.0, max_new_tokens=work["new"], seed=seed)
+            rate = sum(t.response_tokens for t in drawn) / (time.perf_counter() - began)
+        found[name] = float(f"{rate:.4g}")
+        if sampler.fixed:
+            found["kept"] = sampler.fixed.usable
+    return found
+
+
 def measure(shape: str, recipe: str, work: dict[str, int], device: str, until: float) -> dict[str, Any]:
     """Medians over the steps, fast and plain; a line that says so where it does not fit."""
     on_gpu, result = device != "cpu", {}
@@ -97,6 +122,11 @@ def measure(shape: str, recipe: str, work: dict[str, int], device: str, until: f
         policy = make_policy(shape, RECIPES[recipe], device, torch.bfloat16 if on_gpu else torch.float32)
     except torch.OutOfMemoryError:
         return {"left out": "the model does not fit"}
+    if not RECIPES[recipe].get("checkpointing"):
+        try:
+            result["tokens_per_s/drawing"] = drawing(policy, work, until)
+        except torch.OutOfMemoryError:
+            result["tokens_per_s/drawing"] = {"left out": "does not fit"}
     for name, fast, count in (("fast", True, 10), ("plain", False, 2)):
         try:
             found = steps(policy, work, count, fast, until)

@@ -38,8 +38,8 @@ quickstart: setup ## the whole loop on a laptop: train three ways, compare, writ
 test: lint ## format, lint, types and all tests but the slow ones
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-slow: setup setup-bfcl ## the slow tests only
-	UNBRAID_BFCL_PYTHON=$(abspath $(BFCL_PYTHON)) $(BIN)/python -m pytest -m slow -n 2 --dist worksteal
+test-slow: setup setup-vllm setup-bfcl ## the slow tests only, the chain from rows to an exported model among them
+	UNBRAID_VLLM_PYTHON=$(abspath $(VLLM_PYTHON)) UNBRAID_BFCL_PYTHON=$(abspath $(BFCL_PYTHON)) $(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 
 test-vllm: setup setup-vllm setup-bfcl ## the tests that need a vLLM server only
 	UNBRAID_VLLM_PYTHON=$(abspath $(VLLM_PYTHON)) $(BIN)/python -m pytest -m vllm

@@ -196,17 +196,16 @@ class Comparison:
             found[name] = {part: round(median(by_seed), 3) for part, by_seed in parts.items()}
         return found
 
-    def tell(self, parity: dict[str, dict[str, float]]) -> None:
-        """Print the last line, and write it with everything else to where `--out` says.
-
-        Args:
-            parity: what `apart` found, by case.
-        """
+    def last(self, parity: dict[str, dict[str, float]]) -> dict[str, Any]:
+        """What the last line says. `parity`: what `apart` found, by case."""
         worst = max(case["apart"] for case in parity.values())
-        last: dict[str, Any] = self.ratios() | {"parity_max_abs": float(f"{worst:.2g}")}
+        return self.ratios() | {"parity_max_abs": float(f"{worst:.2g}")}
+
+    def save(self, parity: dict[str, dict[str, float]]) -> None:
+        """Write that, of the seeds so far, to where `--out` says; with settings, versions and every step."""
         if self.asked.out:
-            left_out = ("trl_python", "out", "ours", "plain")
+            left_out = ("trl_python", "out", "ours", "plain", "seeds")
             settings = {name: value for name, value in vars(self.asked).items() if name not in left_out}
+            settings["seeds"] = len(self.systems[OURS])
             told = {"settings": settings, "cores": os.cpu_count(), "versions": self.versions, "parity": parity}
-            self.asked.out.write_text(json.dumps(last | told | {"steps": self.systems}, indent=1) + "\n")
-        print(json.dumps(last))
+            self.asked.out.write_text(json.dumps(self.last(parity) | told | {"steps": self.systems}, indent=1) + "\n")

@@ -201,7 +201,8 @@ def main() -> int:
             make_folder(folder, seed)
             comparison.play(folder)
             Console().print(comparison.table())
-    comparison.tell(differences)
+            comparison.save(differences)
+    print(json.dumps(comparison.last(differences)))
     return 0
 
 

@@ -28,4 +28,5 @@ for shape in 100M 1.7B; do
     --without-generate ${vllm:+--python "$vllm"}
 done
 measure learning benchmarks/gpu/learning.py --seconds 480
+measure decode_step benchmarks/decode_step.py --size medium --rows 64
 measure sampler benchmarks/sampler.py

@@ -1,6 +1,6 @@
 """What CUDA does in recording a graph, on the CPU: the same operations again, on the same tensors, and no Python."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,10 +45,12 @@ class Tape(TorchDispatchMode):
     @contextmanager
     def record(self) -> Iterator[None]:
         """Write down what runs; then everything is as it was."""
-        with self:
-            yield
-        for tensor, before in self._before.values():
-            tensor.copy_(before)
+        try:
+            with self:
+                yield
+        finally:
+            for tensor, before in self._before.values():
+                tensor.copy_(before)
 
     def replay(self) -> None:
         """Run it: results go to where they went when it was written down."""
@@ -60,8 +62,9 @@ class Tape(TorchDispatchMode):
                     old.copy_(new)
 
 
-@contextmanager
-def record_on_tape(tape: Tape, **_: Any) -> Iterator[None]:
-    """Stands in for `torch.cuda.graph`."""
+def record_tape(advance: Callable[[], torch.Tensor], _: torch.device) -> tuple[Tape, torch.Tensor]:
+    """Stands in for `fixed.record_graph`."""
+    tape = Tape()
     with tape.record():
-        yield
+        found = advance()
+    return tape, found

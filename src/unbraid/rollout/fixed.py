@@ -11,6 +11,7 @@ Python. Where there is nothing to record, a stretch can be taken all the same: t
 """
 
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -150,10 +151,7 @@ class Stretch:
             self.logits = self._advance()
         else:
             if self.graph is None:
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                    self.logits = self._advance()
-                self.graph = graph
+                self.graph, self.logits = record_graph(self._advance, self.ids.device)
             self.graph.replay()
         self.taken, self.left = self.taken + 1, self.left - 1
         return self.logits
@@ -188,6 +186,14 @@ class Stretch:
         """Leave a cache as ordinary steps would have left it."""
         for layer in self.layers:
             layer.fill(self.start + self.taken)
+
+
+def record_graph(advance: Callable[[], Tensor], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """A graph of what a call starts on a GPU, and where its result will be; nothing is computed yet."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    # Other threads, tools among them, may do as they like meanwhile.
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        return graph, advance()
 
 
 def growing_layers(cache: Cache) -> list[GrowingLayer]:

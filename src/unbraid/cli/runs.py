@@ -1,13 +1,20 @@
-"""Commands about runs: quickstart, train, evaluate, report, doctor, recipes."""
+"""Commands about runs: quickstart, train, evaluate, second-thoughts, report, doctor, recipes."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from unbraid.cli.console import Bars, Layers, Overrides, Runs, console, errors, is_first, load, print_scores
+
+if TYPE_CHECKING:
+    from unbraid.policy import Policy
+    from unbraid.prepare import TaskSets
+    from unbraid.recipe import Recipe
+    from unbraid.rollout.scoring import Roll
 
 app = typer.Typer()
 
@@ -71,6 +78,49 @@ def evaluate(
     checkpoint: Annotated[str, typer.Option(help="Folder in the run that holds the weights.")] = "final",
 ) -> None:
     """Evaluate a trained run again, perhaps on other tasks or in other modes; replaces its scores and its page."""
+    from unbraid import run as runs
+
+    with _opened(run, overrides, checkpoint) as (recipe, policy, tasks, roll, bars):
+        runs.evaluate_run(recipe, policy, tasks.test, run, bars.show, checkpoint, roll)
+    if not is_first():
+        return
+    print_scores(runs.report_runs([run], run / "report.html"))
+
+
+@app.command("second-thoughts")
+def second_thoughts(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    overrides: Overrides = None,
+    tokens: Annotated[float | None, typer.Option(help="Most tokens per task; as careful as they allow.")] = None,
+    keep: Annotated[
+        float | None, typer.Option(help="Share of always thinking's accuracy; as cheap as that is.")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="Folder in the run that holds the weights.")] = "final",
+) -> None:
+    """Let direct answers stand only where the model was sure of them: choose how sure, and see what it gives."""
+    from unbraid.report.second_thoughts import test_table, thresholds_table, write_second_thoughts
+    from unbraid.run import colophon
+    from unbraid.run.second_thoughts import second_thoughts as run_second_thoughts
+
+    with _opened(run, overrides, checkpoint) as (recipe, policy, tasks, roll, bars):
+        found = run_second_thoughts(recipe, policy, tasks, run, roll, tokens, keep, bars.show)
+    if not is_first():
+        return
+    console.print(thresholds_table(found.validation, found.chosen), "", test_table(found.scores, found.against))
+    page = run / "second_thoughts.html"
+    option = f" --tokens {tokens:g}" if tokens is not None else f" --keep {keep:g}" if keep is not None else ""
+    notes = colophon([f"unbraid second-thoughts {run}{option}"], {"run": recipe.seed})
+    write_second_thoughts(
+        page, found.run, found.asked, found.validation, found.chosen, found.scores, found.against, notes
+    )
+    console.print(f"\npage [bold]{page}[/]", highlight=False)
+
+
+@contextmanager
+def _opened(
+    run: Path, overrides: list[str] | None, checkpoint: str
+) -> "Iterator[tuple[Recipe, Policy, TaskSets, Roll, Bars]]":
+    """A finished run with its weights, its tasks and a way to roll them out; servers, if any, as long as it is open."""
     from unbraid import ranks
     from unbraid import run as runs
     from unbraid.policy import load_policy
@@ -84,15 +134,11 @@ def evaluate(
         policy = ranks.in_turn(lambda: load_policy(recipe.model, recipe.chat))
         runs.take_weights(policy, run / checkpoint)
         acts_in = make_environment(recipe)
-        tasks = load_tasks(recipe, policy, acts_in).test
-        servers = open_fleet(recipe, policy, tasks, run / "servers")
+        tasks = load_tasks(recipe, policy, acts_in)
+        servers = open_fleet(recipe, policy, tasks.test, run / "servers")
         fleet = ranks.agree(lambda: stack.enter_context(servers) if ranks.is_first() else None)
         bars = stack.enter_context(Bars())
-        roll = roll_of(recipe, policy, acts_in, fleet)
-        runs.evaluate_run(recipe, policy, tasks, run, bars.show, checkpoint, roll)
-    if not is_first():
-        return
-    print_scores(runs.report_runs([run], run / "report.html"))
+        yield recipe, policy, tasks, roll_of(recipe, policy, acts_in, fleet), bars
 
 
 @app.command()

@@ -1,0 +1,114 @@
+"""What second thoughts come to: a table for a terminal, and a picture of every threshold for a page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from rich.table import Table
+from rich.text import Text
+
+from unbraid.evaluate.metrics import Comparison, Score
+from unbraid.evaluate.second_thoughts import Point
+from unbraid.evaluate.statistics import Estimate
+from unbraid.report import figures
+from unbraid.report.page import environment, number, signed, write_page
+from unbraid.report.palette import HUES, INK, MUTED
+from unbraid.report.views import Colophon
+
+
+def doubt_in_words(doubt: float) -> str:
+    """A threshold as people read it."""
+    return f"{doubt:.3g} nats" if doubt < float("inf") else "none: every draft stands"
+
+
+def thresholds_table(validation: Sequence[Point], chosen: Point) -> Table:
+    """Every threshold on the validation tasks; the chosen one is marked."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("doubt, nats", "right, %", "tokens", "thought again, %", "think, %"):
+        table.add_column(name, justify="right")
+    for point in validation:
+        doubt = f"{point.doubt:.3g}" if point.doubt < float("inf") else "none"
+        row = (doubt, *(number(v) for v in (100 * point.accuracy, point.tokens, 100 * point.again, 100 * point.think)))
+        table.add_row(*row, style="bold" if point == chosen else "")
+    return table
+
+
+def test_table(scores: Sequence[Score], against: Sequence[Comparison]) -> Table:
+    """The test tasks: every way, and what second thoughts differ by from the others, paired."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("test tasks")
+    for name in ("right, %", "tokens", "think, %"):
+        table.add_column(name, justify="right")
+    for one in scores:
+        think = number(100 * one.think_rate.value if one.think_rate else None)
+        table.add_row(one.labels.method, number(100 * one.accuracy.value), number(one.tokens.value), think)
+    for one in against:
+        cells = (_paired(one.accuracy, 100.0), _paired(one.tokens, 1.0))
+        table.add_row(Text(f"  against {one.first}", style="dim"), *cells, "")
+    return table
+
+
+def write_second_thoughts(
+    path: str | Path,
+    run: str,
+    asked: str,
+    validation: Sequence[Point],
+    chosen: Point,
+    scores: Sequence[Score],
+    against: Sequence[Comparison],
+    colophon: Colophon,
+) -> None:
+    """The page, whole or not at all."""
+    page = (
+        environment()
+        .get_template("second_thoughts.html.j2")
+        .render(
+            title=f"{run}: second thoughts",
+            asked=asked,
+            validation=validation,
+            chosen=chosen,
+            doubt=doubt_in_words(chosen.doubt),
+            scores=scores,
+            against=against,
+            colophon=colophon,
+            wide=picture(validation, chosen, scores, 860.0),
+            narrow=picture(validation, chosen, scores, 370.0),
+            episodes=(),
+        )
+    )
+    write_page(path, page)
+
+
+def picture(validation: Sequence[Point], chosen: Point, scores: Sequence[Score], width: float) -> str:
+    """SVG: accuracy against tokens; the line goes through the thresholds on validation, the points are test tasks."""
+    blue, slate = HUES["blue"].light, HUES["slate"].light
+    with mpl.rc_context(figures.RC):
+        figure, axes = figures.canvas(width, 300)
+        xs, ys = [p.tokens for p in validation], [100 * p.accuracy for p in validation]
+        axes.plot(xs, ys, color=blue, linewidth=1.4, alpha=0.7, marker=".", markersize=4)
+        axes.plot([chosen.tokens], [100 * chosen.accuracy], marker="o", markersize=10, color=blue, fillstyle="none")
+        for one, marker, colour in zip(scores, "sv*", (slate, slate, INK.light), strict=False):
+            y = one.accuracy
+            arms = [[100 * (y.value - (y.low or y.value))], [100 * ((y.high or y.value) - y.value)]]
+            axes.errorbar(
+                [one.tokens.value], [100 * y.value], yerr=arms, fmt=marker, color=colour, markersize=9, elinewidth=1.2
+            )
+            late = one.tokens.value > 0.8 * max(p.tokens for p in validation)
+            axes.annotate(
+                one.labels.method,
+                (one.tokens.value, 100 * y.value),
+                (-10 if late else 10, -12),
+                textcoords="offset points",
+                ha="right" if late else "left",
+                color=colour if colour != slate else MUTED.light,
+            )
+        axes.set_xlabel("mean tokens per task, set-aside drafts included (fewer is cheaper)")
+        axes.set_ylabel("accuracy, %")
+        axes.margins(0.12)
+        axes.set_xlim(left=0)
+        return figures.svg(figure, f"second-thoughts-{width:.0f}")
+
+
+def _paired(e: Estimate, scale: float) -> Text:
+    interval = "" if e.low is None or e.high is None else f" ({signed(scale * e.low)}…{signed(scale * e.high)})"
+    return Text(f"{signed(scale * e.value)}{interval}", style="dim")

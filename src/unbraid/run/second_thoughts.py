@@ -1,0 +1,116 @@
+"""Second thoughts for a finished run: a threshold chosen on validation tasks, and what it gives on test tasks."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from unbraid.chat.types import Mode
+from unbraid.errors import DataError, RecipeError
+from unbraid.evaluate.evaluate import spread
+from unbraid.evaluate.metrics import Comparison, Labels, Score, compare, score
+from unbraid.evaluate.second_thoughts import Point, cheapest, most_careful, points
+from unbraid.policy import Policy
+from unbraid.prepare import Respond, TaskSets
+from unbraid.recipe import Recipe
+from unbraid.rollout.scoring import Roll
+from unbraid.rollout.second_thoughts import SecondThoughts
+from unbraid.rollout.trajectory import Trajectory
+from unbraid.run.training import Progress, silent
+
+FILE = "second_thoughts.json"
+KEEP = 0.97
+"""Choice: the share of always thinking's accuracy that is asked for where nothing is said."""
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """What second thoughts come to. validation: every threshold that was looked at, and `chosen`, one of them.
+
+    scores: on the test tasks, greedy: as the model answers by itself, always thinking, with second thoughts.
+    against: second thoughts less each of the other two, task by task. asked: what the threshold was chosen for.
+    """
+
+    run: str
+    asked: str
+    validation: Sequence[Point]
+    chosen: Point
+    thinking: float
+    tasks: int
+    scores: Sequence[Score]
+    against: Sequence[Comparison]
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain JSON types; an infinite doubt is null."""
+        finite = [{**asdict(p), "doubt": p.doubt if p.doubt < float("inf") else None} for p in self.validation]
+        return {
+            "doubt": self.chosen.doubt if self.chosen.doubt < float("inf") else None,
+            "asked": self.asked,
+            "validation": {"tasks": self.tasks, "thinking": self.thinking, "points": finite},
+            "test": [s.to_json() for s in self.scores],
+            "against": [asdict(c) for c in self.against],
+        }
+
+
+def second_thoughts(
+    recipe: Recipe,
+    policy: Policy,
+    tasks: TaskSets,
+    run_dir: Path,
+    roll: Roll,
+    tokens: float | None = None,
+    keep: float | None = None,
+    progress: Progress = silent,
+) -> Seconds:
+    """Choose a threshold on the validation tasks and evaluate it on the test tasks; writes `second_thoughts.json`.
+
+    Args:
+        roll: how the run rolls out. tokens: the most per task, and as careful as that allows. keep: the share of always
+            thinking's accuracy that must be kept, and as cheap as that allows; `KEEP` where neither is given.
+
+    Raises:
+        RecipeError: the run acts in an environment. DataError: no threshold gives what was asked for.
+    """
+    if recipe.environment:
+        raise RecipeError(
+            f"{run_dir} acts in the environment {recipe.environment.name}: second thoughts are of single responses"
+        )
+    if tokens is not None and keep is not None:
+        raise RecipeError("a number of tokens and a share to keep were asked for: give one of them")
+    done = 0
+
+    def draw(part: Sequence[Any], mode: Mode, how: Roll = roll) -> list[Trajectory]:
+        nonlocal done
+        done += 1
+        found = Respond(policy, how, recipe.seed)(part, mode, 0.0, 1)
+        progress("second thoughts", done, 5, {})
+        return found
+
+    part = spread(tasks.validation, recipe.evaluate.limit)
+    free, thoughts = (draw(part, mode) for mode in (Mode.AUTO, Mode.THINK))
+    found = points(free, thoughts)
+    thinking = sum(t.correct for t in thoughts) / len(thoughts)
+    share = KEEP if keep is None else keep
+    asked = f"at most {tokens:g} tokens" if tokens is not None else f"{share:.0%} of always thinking's accuracy"
+    try:
+        chosen = most_careful(found, tokens) if tokens is not None else cheapest(found, share * thinking)
+    except DataError as problem:
+        raise DataError(f"on {len(part)} validation tasks {problem}") from None
+    part = spread(tasks.test, recipe.evaluate.limit)
+    by_itself, always = (draw(part, mode) for mode in (Mode.AUTO, Mode.THINK))
+    ways = {
+        "by itself": (by_itself, Mode.AUTO),
+        "always thinking": (always, Mode.THINK),
+        "second thoughts": (draw(part, Mode.AUTO, SecondThoughts(roll, chosen.doubt)), Mode.AUTO),
+    }
+    scores = [
+        score(drawn, Labels(name, f"{run_dir.name}/final", "", policy.parameter_count()), mode, 0.0)
+        for name, (drawn, mode) in ways.items()
+    ]
+    last = ways["second thoughts"][0]
+    names = [name for name in ways if name != "second thoughts"]
+    against = [compare(ways[name][0], last, (name, "second thoughts")) for name in names]
+    result = Seconds(run_dir.name, asked, found, chosen, thinking, len(thoughts), scores, against)
+    (run_dir / FILE).write_text(json.dumps(result.to_json(), indent=1) + "\n")
+    return result

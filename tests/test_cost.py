@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 from unbraid.cli.main import app
 from unbraid.cost.architectures import KNOWN, architecture, shape_of
 from unbraid.cost.estimate import Assumed, estimate, step_tokens
+from unbraid.cost.launch import Launch
 from unbraid.cost.machines import CPU, GPUS, machine, machine_of
 from unbraid.cost.measure import Measured, Small, fitted, make_small
 from unbraid.cost.work import StepTokens, adapter_weights, learning_work, matrices, sampling_work
-from unbraid.errors import ModelError, UnbraidError
+from unbraid.errors import ModelError, RecipeError, UnbraidError
 from unbraid.policy import AdapterConfig, ModelConfig
 from unbraid.policy.memory import model_shape
 from unbraid.recipe import load_recipe
@@ -122,6 +123,54 @@ def test_faster_machines_take_less_and_assumptions_count():
     assert estimate(servers, machine("h100")).step["drawing"] < estimate(seven(), machine("h100")).step["drawing"]
 
 
+WHOLE = [*COMPOSED[:3], "all_weights", COMPOSED[3]]
+
+
+def test_ranks_share_what_each_does_by_itself():
+    gpu = machine("a100-80")
+    one, eight = (estimate(seven(), gpu, launch=Launch(ranks)) for ranks in (1, 8))
+    assert eight.step["forward and backward"] == pytest.approx(one.step["forward and backward"] / 8, rel=0.05)
+    same = ("drawing", "reading prompts", "optimiser", "hand-over to servers")
+    assert all(eight.step[stage] == one.step[stage] for stage in same)  # servers draw for all, and each rank steps
+    assert eight.memory.rows == one.memory.rows
+    # An adapter's gradients, out and in over seven eighths of a ring.
+    assert eight.step["between ranks"] == pytest.approx(2 * 7 / 8 * one.shape.trained / 180e9)
+    assert "between ranks" not in one.step and eight.run["warm-up"] < one.run["warm-up"] / 7
+    local = [estimate(seven("sampler=local"), gpu, launch=Launch(ranks)) for ranks in (1, 4)]
+    assert local[1].step["reading prompts"] == pytest.approx(local[0].step["reading prompts"] / 4, rel=0.2)
+    drawn = [row.bytes for one in local for row in one.memory.rows if row.what == "keys and values"]
+    assert drawn[1] == drawn[0] // 4
+
+
+def test_sharded_weights_fit_where_whole_ones_do_not():
+    gpu, recipe = machine("a100-80", itemsize=2), seven(layers=WHOLE)
+    assert not estimate(recipe, gpu).fits
+    told = {ranks: estimate(recipe, gpu, launch=Launch(ranks, sharded=True)) for ranks in (2, 4, 8)}
+    assert told[8].fits and told[4].fits and not told[2].fits
+    rows = {row.what: row.bytes for row in told[8].memory.rows if row.who == "trainer"}
+    weights = told[8].shape.weights
+    assert rows["gradients"] == weights // 8 and rows["moments of AdamW"] == 2 * (weights // 8)
+    assert rows["weights"] > weights // 8 + 2 * 152064 * 3584 * 2  # both tables are together for the whole pass
+    replicated = estimate(recipe, gpu, launch=Launch(8))
+    assert told[8].step["between ranks"] > replicated.step["between ranks"]
+    assert told[8].step["optimiser"] == pytest.approx(replicated.step["optimiser"] / 8)
+    small = seven("sampler=local", layers=["rows", "sizes/qwen2.5-1.5b", "all_weights", "hardware/one-80gb"])
+    found = estimate(small, gpu, launch=Launch(2, sharded=True))
+    drawing = {row.what: row.bytes for row in found.memory.rows if row.phase == "sampling"}
+    assert drawing["weights, whole"] == found.shape.weights // 2
+
+
+def test_launches_that_a_run_would_refuse():
+    for launch, overrides, reason in (
+        (Launch(2), ["model.device=cuda:0"], "every rank"),
+        (Launch(2), ["sampler.ahead=true", "sampler.sleep=false", "sampler.devices=['1']"], "ahead"),
+        (Launch(1, sharded=True), ["model.adapter=null", "model.dtype=float32"], "--ranks"),
+        (Launch(8, sharded=True), [], "all_weights"),
+    ):
+        with pytest.raises(RecipeError, match=reason):
+            estimate(seven(*overrides), machine("h100"), launch=launch)
+
+
 def test_the_local_sampler_needs_its_own_memory():
     found = estimate(seven("sampler=local"), machine("a100-80"))
     drawn = {row.what: row.bytes for row in found.memory.rows if row.phase == "sampling"}
@@ -158,6 +207,8 @@ def test_the_machine_that_is_meant(monkeypatch):
 def test_the_command_says_whether_it_fits():
     asked = ["cost", *COMPOSED, "tasks.train=rows.jsonl", "--gpu"]
     fits, not_ = (CliRunner().invoke(app, [*asked, name]) for name in ("a100-80", "4090"))
+    ranks = CliRunner().invoke(app, ["cost", *WHOLE, *asked[-2:], "a100-80", "--ranks", "8", "--sharded"])
+    assert ranks.exit_code == 0 and "between ranks" in ranks.stdout and "8 ranks on one machine" in ranks.stdout
     assert fits.exit_code == 0 and "it fits" in fits.stdout and "--mfu" in fits.stdout
     assert not_.exit_code == 1 and "it does not fit" in not_.stdout
 

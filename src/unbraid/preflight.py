@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from rich.console import Console
 
-from unbraid.policy import Policy
+from unbraid import ranks
+from unbraid.policy import Policy, sharding
 from unbraid.policy.batch_shape import BatchShape, batch_shape, episode_shape
 from unbraid.policy.memory import (
     ModelShape,
@@ -15,6 +16,8 @@ from unbraid.policy.memory import (
     smaller,
     training_memory,
 )
+from unbraid.policy.sharded_memory import Shards, all_weights, computed_shape, sharded_memory
+from unbraid.policy.sharding import computed_in
 from unbraid.prepare import longest_context
 from unbraid.recipe import Recipe
 from unbraid.rollout.start_fleet import longest_context_of, needs_plugin, refuse, refuse_policy
@@ -68,7 +71,8 @@ def memory_budget(recipe: Recipe, policy: Policy, tasks: Sequence[Task], max_tok
     lengths = [len(policy.format.prompt_ids(task.messages, task.tools)) for task in tasks]
     batch = largest_batch(recipe, max(lengths, default=1), min(lengths, default=1))
     hidden = bool(os.environ.get("CUDA_VISIBLE_DEVICES"))
-    return budget_of(recipe, shape, batch, str(policy.device), max_tokens, devices_here(torch), hidden)
+    shards = Shards(ranks.world(), computed_in(policy.model.dtype).itemsize) if sharding.asked_for() else None
+    return budget_of(recipe, shape, batch, str(policy.device), max_tokens, devices_here(torch), hidden, shards)
 
 
 def largest_batch(recipe: Recipe, longest_prompt: int, shortest_prompt: int = 1) -> BatchShape:
@@ -89,16 +93,21 @@ def budget_of(
     max_tokens: int,
     devices: Sequence[DeviceMemory],
     hidden: bool = False,
+    shards: Shards | None = None,
 ) -> Budget:
     """`memory_budget` of shapes, on any devices.
 
     Args:
-        place: where the trainer is (`cpu`, `cuda:0`). hidden: there may be GPUs beside `devices`.
+        place: where the trainer is (`cpu`, `cuda:0`). hidden: there may be GPUs beside `devices`. shards: weights are
+            spread over ranks, of which this is one.
     """
     sampler, kl = recipe.sampler, recipe.learn.needs_reference
     device = "cuda" if place.startswith("cuda") else "cpu"
     rows = min(recipe.rollout.max_batch, recipe.rollout.prompts * recipe.rollout.samples)
     drawing = drawing_bytes(shape, rows, max_tokens) if sampler.engine == "local" else {}
+    if shards and drawing:
+        drawing = drawing_bytes(computed_shape(shape, shards), rows, max_tokens)
+        drawing["weights, whole"] = all_weights(shape) * shards.itemsize
 
     def trainer(memory: TrainingMemory) -> Trainer:
         return Trainer(place, memory.always(), memory.learning(), sampling=drawing)
@@ -114,8 +123,12 @@ def budget_of(
         itemsize=shape.itemsize,
         tokens=max_tokens,
     )
-    less = [(said, trainer(memory)) for said, memory in smaller(shape, batch, kl=kl, device=device)]
-    return budget(devices, trainer(training_memory(shape, batch, kl=kl, device=device)), servers, less, hidden)
+    if shards:
+        whole, tried = sharded_memory(shape, batch, shards, kl=kl, device=device), iter(())
+    else:
+        whole = training_memory(shape, batch, kl=kl, device=device)
+        tried = smaller(shape, batch, kl=kl, device=device)
+    return budget(devices, trainer(whole), servers, [(said, trainer(memory)) for said, memory in tried], hidden)
 
 
 def drawing_bytes(shape: ModelShape, rows: int, tokens: int) -> dict[str, int]:

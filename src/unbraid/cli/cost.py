@@ -18,17 +18,22 @@ def cost(
     response: Annotated[int | None, typer.Option(help="Tokens drawn in one episode, on average.")] = None,
     mfu: Annotated[float | None, typer.Option(help="Share of the GPU's stated operations; default .4.")] = None,
     bandwidth: Annotated[float | None, typer.Option(help="Share of its stated bandwidth; default .6.")] = None,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes that share the run, as launchers start them.")] = 1,
+    sharded: Annotated[
+        bool, typer.Option("--sharded", help="Weights are spread over the ranks by FSDP2, computed in bfloat16.")
+    ] = False,
     measure: Annotated[
         bool, typer.Option("--measure", help="On a CPU: time a small step first, half a minute, and go by that.")
     ] = False,
 ) -> None:
     """What a recipe would take: memory of every device, time of a step and of the run. Nothing is downloaded."""
     from unbraid.cost.estimate import Assumed, estimate
+    from unbraid.cost.launch import Launch
     from unbraid.cost.machines import machine_of
     from unbraid.cost.show import print_cost
 
     loaded = load(recipe)
-    itemsize = 2 if loaded.model.dtype.endswith("16") else 4
+    itemsize = 2 if loaded.model.dtype.endswith("16") or sharded else 4
     machine = machine_of(loaded.model.device, gpu, mfu, bandwidth, itemsize)
     if measure and not machine.is_gpu:
         from unbraid.cost.measure import calibrate
@@ -36,7 +41,7 @@ def cost(
         errors.print("measuring a small step on this CPU …")
         machine = calibrate()
     assumed = Assumed(fill, prompt, response)
-    found = estimate(loaded, machine, assumed)
+    found = estimate(loaded, machine, assumed, Launch(ranks, sharded))
     print_cost(found, assumed, console)
     if not found.fits:
         raise typer.Exit(1)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from unbraid.cost.architectures import shape_of
+from unbraid.cost.launch import Launch, between_ranks
 from unbraid.cost.machines import Machine
 from unbraid.cost.work import StepTokens, Work, learning_work, sampling_work
 from unbraid.policy.memory import ModelShape
@@ -23,6 +24,9 @@ HOST_RATE = 16e9
 """Bytes a second between host and GPU, when servers wake up. Choice: half of PCIe 4.0 x16."""
 
 
+ONE = Launch()
+
+
 @dataclass(frozen=True)
 class Assumed:
     """What a recipe does not say. prompt, response: tokens on average, of a task's prompt and of all that one episode
@@ -37,7 +41,8 @@ class Assumed:
 
 @dataclass(frozen=True)
 class Cost:
-    """memory: of every device, with what does not fit. step, run: seconds by what for. tokens: of one step."""
+    """memory: of every device, with what does not fit; of several ranks that of the first. step, run: seconds by what
+    for. tokens: of one step."""
 
     memory: Budget
     step: dict[str, float]
@@ -45,6 +50,7 @@ class Cost:
     tokens: StepTokens
     shape: ModelShape
     machine: Machine
+    launch: Launch = ONE
 
     @property
     def fits(self) -> bool:
@@ -59,18 +65,21 @@ class Cost:
         return sum(self.run.values())
 
 
-def estimate(recipe: Recipe, machine: Machine, assumed: Assumed | None = None) -> Cost:
-    """The cost of a recipe on so many of a machine's devices as it names.
+def estimate(recipe: Recipe, machine: Machine, assumed: Assumed | None = None, launch: Launch = ONE) -> Cost:
+    """The cost of a recipe on so many of a machine's devices as it names, or on one for each rank.
 
     Raises:
         ModelError: the model's shape is not known here, or the adapter does not fit.
+        RecipeError: the recipe cannot be run on such ranks.
     """
+    launch.check(recipe)
     assumed = assumed or Assumed()
     shape = shape_of(recipe.model, recipe.learn.fast)
     tokens = step_tokens(recipe, assumed)
-    memory = paper_budget(recipe, shape, machine)
-    step = step_seconds(recipe, shape, tokens, machine)
-    return Cost(memory, step, run_seconds(recipe, shape, tokens, machine, step, assumed), tokens, shape, machine)
+    memory = paper_budget(launch.share(recipe), shape, machine, launch)
+    step = step_seconds(recipe, shape, tokens, machine, launch)
+    run = run_seconds(recipe, shape, tokens, machine, step, assumed, launch)
+    return Cost(memory, step, run, tokens, shape, machine, launch)
 
 
 def step_tokens(recipe: Recipe, assumed: Assumed) -> StepTokens:
@@ -102,23 +111,35 @@ def paper_devices(recipe: Recipe, machine: Machine) -> list[DeviceMemory]:
     return [DeviceMemory(f"cuda:{number}", machine.memory, machine.memory) for number in range(last + 1)]
 
 
-def paper_budget(recipe: Recipe, shape: ModelShape, machine: Machine) -> Budget:
+def paper_budget(recipe: Recipe, shape: ModelShape, machine: Machine, launch: Launch = ONE) -> Budget:
     """Who takes what of which device; of the host nothing is known where the machine is another one."""
     batch = largest_batch(recipe, recipe.data.max_prompt_tokens)
     number = recipe.model.device.partition(":")[2] or "0"
     place = f"cuda:{number}" if machine.is_gpu else "cpu"
-    return budget_of(recipe, shape, batch, place, longest_context(recipe), paper_devices(recipe, machine))
+    devices = paper_devices(recipe, machine)
+    return budget_of(recipe, shape, batch, place, longest_context(recipe), devices, shards=launch.shards)
 
 
-def step_seconds(recipe: Recipe, shape: ModelShape, tokens: StepTokens, machine: Machine) -> dict[str, float]:
-    """One step of RL, by stage."""
-    passes = machine.passes
-    found = drawing_seconds(recipe, shape, tokens, machine)
-    learned = learning_work(shape, tokens, recipe.learn.micro_batch, recipe.learn.needs_reference)
+def step_seconds(
+    recipe: Recipe, shape: ModelShape, tokens: StepTokens, machine: Machine, launch: Launch = ONE
+) -> dict[str, float]:
+    """One step of RL, by stage. Servers draw for all ranks; what each does by itself is its part."""
+    passes, own = machine.passes, launch.own(tokens)
+    served = recipe.sampler.engine == "vllm"
+    # A server holds what the recipe says, a policy that draws for itself what its passes are computed in.
+    draws = (shape, tokens) if served else (launch.computed(shape), own)
+    found = drawing_seconds(recipe, *draws, machine)
+    rows, kl = recipe.learn.micro_batch, recipe.learn.needs_reference
+    learned = learning_work(launch.computed(shape), own, rows, kl)
+    learned["optimiser"] = learning_work(shape, own, rows, kl)["optimiser"]  # of weights as they are held
     learned["forward and backward"] = learned["forward and backward"].times(recipe.learn.epochs)
     learned["optimiser"] = learned["optimiser"].times(recipe.learn.epochs * recipe.learn.minibatches)
+    if launch.sharded:
+        learned["optimiser"] = learned["optimiser"].times(1 / launch.ranks)
     found |= {stage: passes.seconds(work) for stage, work in learned.items()}
-    if recipe.sampler.engine == "vllm":
+    if launch.ranks > 1:
+        found["between ranks"] = between_ranks(launch, recipe, shape, own, machine)
+    if served:
         moved = shape.weights / HOST_RATE if recipe.sampler.sleep and machine.is_gpu else 0.0
         whole = 0.0 if shape.ranks else shape.trained / HOST_RATE
         found["hand-over to servers"] = HAND_OVER + 2 * moved + whole
@@ -162,13 +183,15 @@ def run_seconds(
     machine: Machine,
     step: dict[str, float],
     assumed: Assumed,
+    launch: Launch = ONE,
 ) -> dict[str, float]:
     """The whole run: warm-up, steps, validations, the final evaluation."""
+    computed = launch.computed(shape)
     config, steps = recipe.evaluate, recipe.learn.steps
     found = {}
     if recipe.warmup:
         examples = StepTokens(recipe.warmup.batch_examples, 1, tokens.prompt, tokens.drawn / tokens.turns)
-        work = sum(learning_work(shape, examples, 16).values(), Work())
+        work = sum(learning_work(computed, launch.own(examples), 16).values(), Work())
         found["warm-up"] = recipe.warmup.steps * machine.passes.seconds(work)
     found["steps"] = steps * sum(step.values())
     count = config.limit or assumed.tasks
@@ -176,7 +199,9 @@ def run_seconds(
     def evaluation(draws: Sequence[float]) -> float:
         samples = sum(config.samples if temperature else 1 for temperature in draws) * len(config.modes)
         asked = replace(tokens, prompts=count, samples=samples)
-        return sum(drawing_seconds(recipe, shape, asked, machine).values())
+        served = recipe.sampler.engine == "vllm"
+        drawing = drawing_seconds(recipe, *((shape, asked) if served else (computed, launch.own(asked))), machine)
+        return sum(drawing.values())
 
     if config.every:
         found["validations"] = math.ceil(steps / config.every) * evaluation([0.0])

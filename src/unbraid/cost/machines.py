@@ -35,12 +35,16 @@ class Speed:
 
 @dataclass(frozen=True)
 class Machine:
-    """Memory of one device in bytes, and speeds: of passes over many tokens, and of drawing token by token."""
+    """Memory of one device in bytes, and speeds: of passes over many tokens, and of drawing token by token.
+
+    link: bytes a second from one device to another.
+    """
 
     name: str
     memory: int
     passes: Speed
     drawing: Speed
+    link: float = 1e9
 
     @property
     def is_gpu(self) -> bool:
@@ -50,19 +54,21 @@ class Machine:
 @dataclass(frozen=True)
 class Gpu:
     """memory: MiB, as nvidia-smi says. flops: dense bfloat16 a second, a key of `PEAK_FLOPS`. float32: without tensor
-    cores, a second. bandwidth: bytes a second."""
+    cores, a second. bandwidth: bytes a second. nvlink: bytes a second to all others, both ways; 0 where there is none.
+    """
 
     memory: int
     flops: str
     float32: float
     bandwidth: float
+    nvlink: float = 0.0
 
 
 GPUS = {
-    "h200": Gpu(143771, "H200", 67e12, 4.8e12),
-    "h100": Gpu(81559, "H100", 67e12, 3.35e12),
-    "a100-80": Gpu(81920, "A100", 19.5e12, 2.04e12),
-    "a100-40": Gpu(40960, "A100", 19.5e12, 1.56e12),
+    "h200": Gpu(143771, "H200", 67e12, 4.8e12, 900e9),
+    "h100": Gpu(81559, "H100", 67e12, 3.35e12, 900e9),
+    "a100-80": Gpu(81920, "A100", 19.5e12, 2.04e12, 600e9),
+    "a100-40": Gpu(40960, "A100", 19.5e12, 1.56e12, 600e9),
     "l40s": Gpu(46068, "L40S", 91.6e12, 0.86e12),
     "4090": Gpu(24564, "RTX 4090", 82.6e12, 1.01e12),
     "3090": Gpu(24576, "RTX 3090", 35.6e12, 0.94e12),
@@ -80,6 +86,9 @@ ATTENTION = 0.5
 """Speed of attention's products in parts of that of others. Choice, likewise."""
 LOGIT_BYTES = 56
 """Traffic of a logit on a GPU, from its product to a draw or a gradient: fourteen times four bytes."""
+NVLINK, PCIE = 0.3, 12e9
+"""Between GPUs of one machine: share of NVLink's stated bytes, which count both ways; else bytes a second through the
+host, half of PCIe 4.0 x16. Choice, not measured by us."""
 CPU = Machine("cpu", 0, Speed(125e9, 31e9, 3.3e9, 6e9, 0.57e9, 1.35e-3), Speed(200e9, 60e9, 15e9, 8e9, 0.21e9, 1.13e-3))
 """One thread of the machine that `benchmarks/cost.py` ran on; `measure.calibrate` scales it to the one at hand."""
 
@@ -105,7 +114,7 @@ def machine(name: str, mfu: float | None = None, bandwidth: float | None = None,
     rate = gpu.bandwidth * (bandwidth or BANDWIDTH)
     logits = rate / LOGIT_BYTES
     speeds = {kind: Speed(flops, ATTENTION * flops, rate, rate, logits, call) for kind, call in CALLS.items()}
-    return Machine(name, gpu.memory * MIB, speeds["passes"], speeds["drawing"])
+    return Machine(name, gpu.memory * MIB, speeds["passes"], speeds["drawing"], NVLINK * gpu.nvlink or PCIE)
 
 
 def machine_of(

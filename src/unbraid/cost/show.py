@@ -35,6 +35,12 @@ def assumptions(cost: Cost, assumed: Assumed) -> Iterator[str]:
     yield f"a step: {told}{observed} on average (--prompt, --response, or --fill {assumed.fill:g} of the limits)"
     rates = f"{speed.products / 1e12:.3g} Tflop/s in passes over many tokens, {speed.moved / 1e12:.3g} TB/s"
     yield f"{cost.machine.name}: {rates} (--mfu, --bandwidth; tools, rewards and loading are left out)"
+    if ranks := cost.launch.ranks - 1:
+        how = "weights spread over all, passes in bfloat16" if cost.launch.sharded else "each with all weights"
+        yield (
+            f"{ranks + 1} ranks on one machine, {how}; memory is that of the first, the others hold as much but for "
+            f"servers; {cost.machine.link / 1e9:.3g} GB/s between two, and nothing waits meanwhile but them"
+        )
     keys = sequence_bytes(cost.shape)
     weights, trained = size(cost.shape.weights), size(cost.shape.trained)
     yield f"weights {weights}, trained {trained}, keys and values {size(keys)} a token"

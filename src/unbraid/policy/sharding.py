@@ -33,6 +33,11 @@ def asked_for() -> bool:
     return ranks.world() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes")
 
 
+def computed_in(dtype: torch.dtype) -> torch.dtype:
+    """What passes through sharded weights are computed in; `dtype` where the launcher names nothing else."""
+    return COMPUTED_IN.get(os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) or dtype
+
+
 def is_sharded(model: Any) -> bool:
     """Whether a model's weights are spread over the ranks."""
     return isinstance(model, FSDPModule)

@@ -23,7 +23,7 @@ from against_trl import load
 from rollout_work import SIZES, VOCABULARY, make_model
 
 from unbraid.rollout.cache import growing_cache
-from unbraid.rollout.fixed import Stretch
+from unbraid.rollout.fixed import Recorder, Stretch
 from unbraid.rollout.past import Past
 
 Step = Callable[[torch.Tensor], torch.Tensor]
@@ -48,12 +48,12 @@ def kinds(model: Any, past: Callable[[], Past], rows: int, steps: int, device: t
     compiled._advance = torch.compile(compiled._advance, dynamic=False)
     found: dict[str, Step] = {
         "ordinary": lambda ids: ordinary.step(ids, None),
-        "fixed": lambda ids: fixed.step(ids, None, record=False),
-        "compiled": lambda ids: compiled.step(ids, None, record=False),
+        "fixed": lambda ids: fixed.step(ids, None, recorder=None),
+        "compiled": lambda ids: compiled.step(ids, None, recorder=None),
     }
     if on_gpu:
-        recorded = Stretch(past(), rows, steps, False)
-        found["recorded"] = lambda ids: recorded.step(ids, None, record=True)
+        recorded, recorder = Stretch(past(), rows, steps, False), Recorder(device)
+        found["recorded"] = lambda ids: recorded.step(ids, None, recorder)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -62,9 +62,19 @@ class Tape(TorchDispatchMode):
                     old.copy_(new)
 
 
-def record_tape(advance: Callable[[], torch.Tensor], _: torch.device) -> tuple[Tape, torch.Tensor]:
-    """Stands in for `fixed.record_graph`."""
-    tape = Tape()
-    with tape.record():
-        found = advance()
-    return tape, found
+class TapeRecorder:
+    """Stands in for `fixed.Recorder`; `tapes` are those of all of them."""
+
+    tapes: ClassVar[list[Tape]] = []
+
+    def __init__(self, _: torch.device): ...
+
+    def run(self, advance: Callable[[], torch.Tensor]) -> torch.Tensor:
+        return advance()
+
+    def record(self, advance: Callable[[], torch.Tensor]) -> tuple[Tape, torch.Tensor]:
+        tape = Tape()
+        with tape.record():
+            found = advance()
+        self.tapes.append(tape)
+        return tape, found

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from policies import calls_tasks, requests_for, tiny_policy
-from tape import Tape, record_tape
+from tape import Tape, TapeRecorder
 
 from unbraid.chat.types import Mode
 from unbraid.policy import Policy
@@ -27,14 +27,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
     """Recording goes to tapes; these."""
-    made: list[Tape] = []
-
-    def record(*given: Any) -> tuple[Tape, torch.Tensor]:
-        tape, found = record_tape(*given)
-        made.append(tape)
-        return tape, found
-
-    monkeypatch.setattr(fixed, "record_graph", record)
+    monkeypatch.setattr(fixed, "Recorder", TapeRecorder)
+    monkeypatch.setattr(TapeRecorder, "tapes", made := [])
     return made
 
 
@@ -71,7 +65,7 @@ def test_the_same_is_drawn(given: dict[str, Any], shared: bool, tapes: list[Tape
 def test_only_on_gpus_unless_asked():
     assert LocalSampler(tiny_policy()).fixed is None
     asked = LocalSampler(tiny_policy(), fixed=True).fixed
-    assert asked and asked.usable and not asked.record
+    assert asked and asked.usable and asked.recorder is None
 
 
 def test_a_place_that_does_not_move_on_is_noticed(monkeypatch: pytest.MonkeyPatch):
@@ -130,4 +124,4 @@ def test_a_model_that_cannot_be_recorded_goes_on_with_ordinary_steps(
 def test_a_model_that_forgets_takes_ordinary_steps():
     policy = tiny_policy()
     policy.model.config.sliding_window, policy.model.config.layer_types = 4, ["sliding_attention"] * 2
-    assert not fixed.FixedSteps(policy, record=True).usable
+    assert not fixed.FixedSteps(policy, record=False).usable

@@ -47,7 +47,7 @@ class FixedSteps:
     """
 
     def __init__(self, policy: Policy, record: bool):
-        self.record, self.unchecked = record, CHECKED
+        self.recorder, self.unchecked = Recorder(policy.device) if record else None, CHECKED
         # Sharded weights are whole while a batch is drawn, and somewhere else for the next.
         self.usable = plain_attention(policy.model) and not is_sharded(policy.model)
 
@@ -97,7 +97,7 @@ class FixedPast(Past):
             return logits
         before = self.stretch.keys_and_values() if self.steps.unchecked else None
         try:
-            found = self.stretch.step(ids, routes, self.steps.record)
+            found = self.stretch.step(ids, routes, self.steps.recorder)
         except RuntimeError as error:
             self.steps.give_up(f"one failed ({str(error).splitlines()[0]})")
             self._end()
@@ -141,17 +141,18 @@ class Stretch:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.logits = torch.empty(0)
 
-    def step(self, ids: Tensor, routes: Tensor | None, record: bool) -> Tensor:
+    def step(self, ids: Tensor, routes: Tensor | None, recorder: "Recorder | None") -> Tensor:
         """As `Past.step`; what it returns is overwritten by the next one."""
         self.ids.copy_(ids)
         if self.routes is not None and routes is not None:
             self.routes.copy_(routes)
-        if not (record and self.taken):
-            # Also the first one that will be recorded: all that is set up on first use must be there by then.
+        if recorder is None:
             self.logits = self._advance()
+        elif not self.taken:
+            self.logits = recorder.run(self._advance)
         else:
             if self.graph is None:
-                self.graph, self.logits = record_graph(self._advance, self.ids.device)
+                self.graph, self.logits = recorder.record(self._advance)
             self.graph.replay()
         self.taken, self.left = self.taken + 1, self.left - 1
         return self.logits
@@ -188,12 +189,34 @@ class Stretch:
             layer.fill(self.start + self.taken)
 
 
-def record_graph(advance: Callable[[], Tensor], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    """A graph of what a call starts on a GPU, and where its result will be; nothing is computed yet."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
-    # Other threads, tools among them, may do as they like meanwhile.
-    with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        return graph, advance()
+class Recorder:
+    """Makes graphs of what calls start on a GPU.
+
+    A stream of the device is kept for it: libraries set up memory of their own for each stream, which must be there
+    before anything is recorded.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device, self.stream = device, torch.cuda.Stream(device)
+
+    def run(self, advance: Callable[[], Tensor]) -> Tensor:
+        """Call it where it will be recorded."""
+        usual = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(usual)
+        with torch.cuda.stream(self.stream):
+            found = advance()
+        usual.wait_stream(self.stream)
+        return found
+
+    def record(self, advance: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """A graph, and where the result of the call will be; nothing is computed yet."""
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, tools among them, may do as they like meanwhile.
+        with (
+            torch.cuda.device(self.device),
+            torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"),
+        ):
+            return graph, advance()
 
 
 def growing_layers(cache: Cache) -> list[GrowingLayer]:

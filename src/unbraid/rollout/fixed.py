@@ -93,10 +93,10 @@ class FixedPast(Past):
             self._end()
             logits = super().step(ids, routes)
             if self.steps.usable and self.budget:
-                self.stretch = Stretch(self, len(ids), min(self.budget, STRETCH), routes is not None)
+                self._begin(len(ids), routes is not None)
             return logits
-        before = self.stretch.keys_and_values() if self.steps.unchecked else None
         try:
+            before = self.stretch.keys_and_values() if self.steps.unchecked else None
             found = self.stretch.step(ids, routes, self.steps.recorder)
         except RuntimeError as error:
             self.steps.give_up(f"one failed ({str(error).splitlines()[0]})")
@@ -108,6 +108,12 @@ class FixedPast(Past):
         expected = super().step(ids, routes)
         self.steps.compare(found, expected)
         return expected
+
+    def _begin(self, rows: int, has_routes: bool) -> None:
+        try:
+            self.stretch = Stretch(self, rows, min(self.budget, STRETCH), has_routes)
+        except torch.OutOfMemoryError:
+            self.steps.give_up("there is no memory for their room")
 
     def _end(self) -> None:
         if self.stretch:

@@ -84,7 +84,7 @@ def second_thoughts(
         nonlocal done
         done += 1
         found = Respond(policy, how, recipe.seed)(part, mode, 0.0, 1)
-        progress("second thoughts", done, 5, {})
+        progress("second thoughts", done, 5, {"accuracy": sum(t.correct for t in found) / len(found)})
         return found
 
     part = spread(tasks.validation, recipe.evaluate.limit)

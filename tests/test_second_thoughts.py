@@ -1,0 +1,225 @@
+"""Second thoughts: what sets a draft aside, that played for real they are what the curve says, what a run shows."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unbraid.chat import Mode
+from unbraid.cli.main import app
+from unbraid.errors import DataError, RecipeError
+from unbraid.evaluate.second_thoughts import DOUBTS, Point, cheapest, most_careful, outcomes, points
+from unbraid.lab.base_model import base_path
+from unbraid.lab.calls_world import CallsWorld, Split
+from unbraid.lab.measure import load_start
+from unbraid.lab.starts import WARMUP, Start, start_examples
+from unbraid.learn.log import read_rollouts, write_rollouts
+from unbraid.learn.schedule import epochs
+from unbraid.learn.supervised import SupervisedTrainer
+from unbraid.prepare import load_tasks, roll_of
+from unbraid.recipe import load_recipe
+from unbraid.rollout.local import LocalSampler
+from unbraid.rollout.scoring import SingleStep
+from unbraid.rollout.second_thoughts import SecondThoughts, drawn_until_doubt
+from unbraid.rollout.trajectory import Finish, Trajectory
+from unbraid.run import train
+from unbraid.run.second_thoughts import second_thoughts
+from unbraid.tasks.reward import RewardConfig, reward_function
+from unbraid.tokens import Role
+
+PROMPT = 3
+
+
+def draft(logprobs: list[float], roles: list[Role], mode: Mode = Mode.NO_THINK, sampled: list[bool] | None = None):
+    """A response after a prompt of three tokens."""
+    n = len(logprobs)
+    drawn = [True] * n if sampled is None else sampled
+    return Trajectory(
+        task_id="a",
+        sample=0,
+        ids=np.arange(PROMPT + n),
+        prompt_length=PROMPT,
+        roles=np.array([Role.PROMPT] * PROMPT + roles, dtype=np.uint8),
+        sampled=np.array([False] * PROMPT + drawn),
+        logprobs=np.array([0.0] * PROMPT + logprobs, dtype=np.float32),
+        entropies=np.full(PROMPT + n, np.nan, dtype=np.float32),
+        choice_probs=(0.2, 0.8),
+        mode=mode,
+        forced=Mode.AUTO,
+        finish=Finish.STOP,
+    )
+
+
+TOKEN = st.tuples(
+    st.floats(-5, 0, width=32), st.sampled_from([Role.REASONING, Role.ACTION]), st.booleans()
+)  # fmt: skip
+
+
+@given(st.lists(TOKEN, min_size=1, max_size=12), st.floats(0.001, 4.0))
+def test_a_draft_ends_at_the_first_unsure_token_of_a_call(tokens, doubt):
+    logprobs, roles, sampled = (list(column) for column in zip(*tokens, strict=True))
+    expected = None
+    for number, (logprob, role, drawn) in enumerate(tokens, start=1):
+        if drawn and role is Role.ACTION and -np.float32(logprob) > np.float32(doubt):
+            expected = number
+            break
+    assert drawn_until_doubt(draft(logprobs, roles, sampled=sampled), doubt) == expected
+
+
+def test_thoughts_stand_and_what_cannot_be_read_does_not():
+    unsure = [-3.0, -3.0], [Role.ACTION, Role.ACTION]
+    assert drawn_until_doubt(draft(*unsure, mode=Mode.THINK), 0.1) is None
+    assert drawn_until_doubt(draft(*unsure), float("inf")) is None
+    assert drawn_until_doubt(draft(*unsure, mode=Mode.NONE), float("inf")) == 2
+
+
+@pytest.fixture(scope="module")
+def world() -> CallsWorld:
+    return CallsWorld(0)
+
+
+@pytest.fixture(scope="module")
+def roll(world) -> SingleStep:
+    """A start of the calls world that thinks on some questions, and answers others directly, rightly or wrongly."""
+    policy = load_start(base_path(0))
+    config = WARMUP.model_copy(update={"steps": 15})
+    examples = start_examples(world, policy.format, Start.CLEAR, config.steps * config.batch_examples)
+    SupervisedTrainer(policy.model, config, epochs(examples, config.batch_examples, 0)).run(None)
+    return SingleStep(LocalSampler(policy), policy.format, reward_function(RewardConfig()), 96)
+
+
+@pytest.fixture(scope="module")
+def tasks(world):
+    return world.evaluation_tasks(Split.DEV, 6)
+
+
+@pytest.fixture(scope="module")
+def answers(roll, tasks):
+    return tuple(roll(tasks, [mode], temperature=0.0, seed=0) for mode in (Mode.AUTO, Mode.THINK))
+
+
+@pytest.mark.parametrize("doubt", [0.003, 0.1, 0.5, float("inf")])
+def test_played_for_real_it_is_what_the_curve_says(roll, tasks, answers, doubt):
+    played = SecondThoughts(roll, doubt)(tasks, [Mode.AUTO], temperature=0.0, seed=0)
+    right, tokens, again = outcomes(*answers, doubt)
+    assert [t.correct for t in played] == right.tolist()
+    assert [t.response_tokens for t in played] == tokens.tolist()
+    assert [len(t.parts) == 2 for t in played] == again.tolist()
+    (point,) = points(*answers, [doubt])
+    assert point.accuracy == pytest.approx(np.mean([t.correct for t in played]))
+    assert point.think == pytest.approx(np.mean([t.mode is Mode.THINK for t in played]))
+
+
+def test_the_thresholds_differ_in_what_they_do(answers):
+    found = points(*answers)
+    assert len({point.again for point in found}) > 3 and found[0].again > found[-1].again
+    assert [point.again for point in found] == sorted((point.again for point in found), reverse=True)
+
+
+def test_a_draft_and_its_thought_are_both_there_token_for_token(roll, tasks, answers, tmp_path):
+    played = SecondThoughts(roll, 0.05)(tasks, [Mode.AUTO], temperature=0.0, seed=0)
+    both = [(i, t) for i, t in enumerate(played) if t.parts]
+    assert both
+    for i, t in both:
+        first, second = t.split()
+        free, thought = answers[0][i], answers[1][i]
+        assert free.ids[: len(first.ids)].tolist() == first.ids.tolist() and first.mode is second.mode is Mode.THINK
+        assert second.ids.tolist() == thought.ids.tolist() and second.roles.tolist() == thought.roles.tolist()
+        assert [part.mode for part in t.parts] == [Mode.NO_THINK, Mode.THINK]
+        assert [part.forced for part in t.parts] == [Mode.AUTO, Mode.THINK] and t.forced is Mode.AUTO
+        assert t.reward == thought.reward and t.choice_probs == free.choice_probs
+    write_rollouts(tmp_path / "played.parquet", played)
+    read = read_rollouts(tmp_path / "played.parquet")
+    assert [t.parts for t in read] == [t.parts for t in played]
+
+
+def test_forced_modes_have_none_and_samples_keep_their_places(roll, tasks):
+    modes = [Mode.AUTO, Mode.NO_THINK, Mode.AUTO]
+    played = SecondThoughts(roll, 0.01)(tasks[-6:], modes, temperature=1.0, seed=3)
+    assert [t.task_id for t in played] == [task.id for task in tasks[-6:] for _ in modes]
+    assert [t.sample for t in played] == [0, 1, 2] * 6
+    assert all(t.mode is not Mode.THINK and not t.parts for t in played[1::3])
+    assert any(t.parts for t in played[0::3]) and any(t.parts for t in played[2::3])
+
+
+def test_episodes_are_refused():
+    one = draft([-1.0], [Role.ACTION])
+    with pytest.raises(DataError, match="single ones"):
+        drawn_until_doubt(replace(one, parts=one.responses), 0.1)
+
+
+def test_answers_to_other_tasks_are_refused(answers):
+    with pytest.raises(DataError, match="same tasks"):
+        points(answers[0], answers[1][1:])
+
+
+def test_weights_are_those_of_a_larger_set(answers):
+    free, thoughts = answers
+    times = np.arange(len(free)) % 3
+    repeated = [[t for t, n in zip(part, times, strict=True) for _ in range(n)] for part in (free, thoughts)]
+    for weighted, plain in zip(points(free, thoughts, weights=times), points(*repeated), strict=True):
+        assert weighted.accuracy == pytest.approx(plain.accuracy) and weighted.tokens == pytest.approx(plain.tokens)
+
+
+def test_choosing():
+    found = [Point(0.1, 0.96, 40, 0.5, 0.5), Point(0.3, 0.97, 30, 0.3, 0.3), Point(1.0, 0.90, 20, 0.1, 0.1)]
+    assert most_careful(found, 35).doubt == 0.3 and most_careful(found, 40).doubt == 0.1
+    assert cheapest(found, 0.95).doubt == 0.3 and cheapest(found, 0.9).doubt == 1.0
+    with pytest.raises(DataError, match=r"the cheapest takes 20\.0"):
+        most_careful(found, 19)
+    with pytest.raises(DataError, match=r"the best is on 97\.0%"):
+        cheapest(found, 0.98)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run; its warm-up is long enough for both modes to be readable."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    held = "unbraid.lab.calls_world:held_out?world=0"
+    overrides = [
+        "tasks.train=unbraid.lab.calls_world:train_set?world=0&known_share=0.66&count=600",
+        f"tasks.validation={held}&split=dev&per_level=4",
+        f"tasks.test={held}&split=test&per_level=4",
+        "warmup.steps=15", "rollout.prompts=2", "rollout.samples=2", "learn.steps=1",
+        "evaluate.modes=[auto]", "evaluate.temperatures=[0.0]",
+    ]  # fmt: skip
+    train(load_recipe(["calls", "recommended"], overrides), folder)
+    return folder
+
+
+def test_the_command_chooses_on_validation_and_shows_the_test(run, capsys):
+    assert app(["second-thoughts", str(run), "--keep", "0.9"], standalone_mode=False) in (None, 0)
+    shown = capsys.readouterr().out
+    assert "second thoughts" in shown and "always thinking" in shown
+    found = json.loads((run / "second_thoughts.json").read_text())
+    assert found["validation"]["tasks"] == 24 and len(found["validation"]["points"]) == len(DOUBTS)
+    chosen = next(p for p in found["validation"]["points"] if p["doubt"] == found["doubt"])
+    assert chosen["accuracy"] >= 0.9 * found["validation"]["thinking"]
+    cheaper = [p for p in found["validation"]["points"] if p["tokens"] < chosen["tokens"]]
+    assert all(p["accuracy"] < 0.9 * found["validation"]["thinking"] for p in cheaper)
+    itself, always, seconds = found["test"]
+    assert itself["tokens"]["value"] <= seconds["tokens"]["value"] <= always["tokens"]["value"] + 12
+    assert seconds["accuracy"]["value"] >= itself["accuracy"]["value"]
+    page = (run / "second_thoughts.html").read_text()
+    assert "<svg" in page and "unbraid second-thoughts" in page
+
+
+def test_what_cannot_be_had_is_said_in_one_line(run, tmp_path):
+    recipe = load_recipe([run / "recipe.yaml"], [])
+    from unbraid.run import policy_of
+
+    policy = policy_of(run)
+    tasks, roll = load_tasks(recipe, policy), roll_of(recipe, policy)
+    folder = tmp_path / "copy"
+    shutil.copytree(run, folder)
+    with pytest.raises(DataError, match="on 24 validation tasks no threshold comes to 1 tokens"):
+        second_thoughts(recipe, policy, tasks, folder, roll, tokens=1)
+    with pytest.raises(RecipeError, match="give one of them"):
+        second_thoughts(recipe, policy, tasks, folder, roll, tokens=30, keep=0.9)
+    acting = load_recipe(["search-world"], [])
+    with pytest.raises(RecipeError, match="single responses"):
+        second_thoughts(acting, policy, tasks, folder, roll)

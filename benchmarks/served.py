@@ -1,6 +1,7 @@
 """vLLM beside the trainer against sampling in the trainer's own process: tokens per second, sync, and the gap.
 
     python benchmarks/served.py --python .venv-vllm/bin/python
+    python benchmarks/served.py --bytes                             only what a sync hands over; no servers
 
 A random model of the given shape, trained with an adapter, draws `samples` responses to each of `prompts` prompts:
 from a vLLM server, with the local sampler, and with `generate` of transformers. Rounds alternate, and before each the
@@ -72,23 +73,40 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=96, help="of every response")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--without-generate", action="store_true")
+    parser.add_argument("--bytes", action="store_true", help="what a sync hands over: an adapter, and all weights")
     parser.add_argument("--flag", action="append", default=[], help="further flag of vLLM, as --flag=--enforce-eager")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(asked, Path(folder))
-    print_table(found)
+        found = handed_over(asked, Path(folder)) if asked.bytes else measure(asked, Path(folder))
+    if not asked.bytes:
+        print_table(found)
     print(json.dumps(found))
     return 0
 
 
-def measure(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Everything that is reported."""
-    model = ModelConfig(
+def model_config(asked: argparse.Namespace, folder: Path) -> ModelConfig:
+    """A random model with an adapter."""
+    return ModelConfig(
         path=str(random_model(asked.shape, folder / "model")),
         dtype=asked.dtype,
         device=asked.device,
         adapter=AdapterConfig(rank=16, alpha=32),
     )
+
+
+def handed_over(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Bytes of the files that servers read after a step, by what is trained."""
+    config = model_config(asked, folder)
+    found: dict[str, Any] = {"shape": asked.shape, "dtype": asked.dtype}
+    for name, model in (("adapter", config), ("all_weights", config.model_copy(update={"adapter": None}))):
+        load_policy(model, CHAT).save_weights(folder / name)
+        found[f"{name}_bytes"] = sum(path.stat().st_size for path in (folder / name).rglob("*") if path.is_file())
+    return found | {"ratio": float(f"{found['adapter_bytes'] / found['all_weights_bytes']:.2g}")}
+
+
+def measure(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Everything that is reported."""
+    model = model_config(asked, folder)
     policy = load_policy(model, CHAT)
     work = work_for(policy, asked)
     config = SamplerConfig(engine="vllm", python=asked.python, memory=asked.memory, flags=tuple(asked.flag))

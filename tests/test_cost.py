@@ -92,6 +92,12 @@ def test_work_grows_as_it_should():
     assert plain < total(shape, STEP, kl=True) < 1.6 * plain
     assert total(replace(shape, checkpointing=True), STEP) == pytest.approx(1.5 * plain, rel=0.1)
     assert total(replace(shape, ranks=0), STEP) == pytest.approx(1.5 * plain, rel=0.1)
+    # All matrices are adapted: a call takes half as long again forward, a tenth backward, which counts as two.
+    bare = replace(shape, adapted=0)
+    calls = [learning_work(one, STEP, 8)["forward and backward"].calls for one in (shape, bare)]
+    assert calls[0] / calls[1] == pytest.approx((1.5 + 2 * 1.1) / 3)
+    calls = [sampling_work(one, STEP)[part].calls for part in ("prompts", "drawing") for one in (shape, bare)]
+    assert [calls[0] / calls[1], calls[2] / calls[3]] == pytest.approx([1.5, 1.5])
     drawing = [sampling_work(shape, replace(STEP, drawn=n, longest=n))["drawing"] for n in (20, 40)]
     assert drawing[1].weights == 2 * drawing[0].weights and drawing[1].calls == 2 * drawing[0].calls
 

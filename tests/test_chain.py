@@ -131,7 +131,8 @@ def train_two(work: Path) -> None:
 def chat_with(server: Server, harness: Installation) -> dict[str, Any]:
     """What vLLM answers to one of BFCL's questions, with the ids of prompt and answer and their log-probs."""
     task = next(task for task in ast_tasks(harness) if task.extra["id"] == "multiple_0")
-    messages, tools = list(task.messages), [dict(tool) for tool in task.tools]
+    messages: Any = list(task.messages)
+    tools: Any = [dict(tool) for tool in task.tools]
     with OpenAI(base_url=server.url, api_key="none", max_retries=0) as client:
         answer: Any = client.chat.completions.create(
             model=server.model, messages=messages, tools=tools, temperature=0, max_tokens=24, logprobs=True,

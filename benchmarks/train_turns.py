@@ -6,7 +6,7 @@ The episodes are those of `rollout.py`: a model that counts down to its tool cal
 tokens (the script fails if they do not), in 4 to 6 responses of 8 to 96 tokens, after prompts of 300 to 500 and with
 observations of 50 to 150. Two prompts × 8 samples a step, float32, AdamW, no entropy or KL term; tools answer at once,
 observations carry no loss in either. TRL runs its tool loop (`environment_factory`) in an environment of its own
-(requirements-trl.txt), at the fastest of its settings here. `against_trl.py` says what is measured.
+(requirements-trl.txt), at the batch that was best for `train_step.py`. `against_trl.py` says what is measured.
 
 Loss and gradients are compared on what was written in the last step, under random weights: where a model counts, its
 gradients are nearly 0. The last line is a JSON object; `parity_max_abs`: the largest difference of a loss, or of an

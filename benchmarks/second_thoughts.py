@@ -8,7 +8,7 @@ answers follows what any threshold comes to (`unbraid.evaluate.second_thoughts`)
 chain-aware oracle would save against always thinking as the unit:
 
     free        without second thoughts
-    dev         the most careful threshold that saves .8 on the dev set, on the test set
+    dev         the most careful threshold that saves .8 on the dev set, used on the test set
     budget      the most careful threshold that saves .8 on the test set itself. It is found from tokens alone, without
                 looking at what is right: a server that is given a number of tokens per task can keep to it that way
 
@@ -121,8 +121,9 @@ def summary(found: Sequence[dict[str, float]]) -> dict[str, Any]:
     for measure in ("kept", "saved", "again"):
         e = mean_over_runs([one[measure] for one in found])
         rows[measure] = [round(x, 4) for x in (e.value, e.low, e.high) if x is not None]
+    doubts = [one["doubt"] for one in found]
     met = [one["kept"] >= KEPT and one["saved"] >= SAVED - 1e-9 for one in found]
-    return rows | {"met": sum(met), "doubts": [float(f"{one['doubt']:.3g}") for one in found]}
+    return rows | {"met": sum(met), "doubts": [float(f"{d:.3g}") if d < float("inf") else None for d in doubts]}
 
 
 def main() -> None:
@@ -151,7 +152,7 @@ def main() -> None:
         console.print(table)
     result = {"bases": asked.bases, **shown}
     if asked.out:
-        asked.out.write_text(json.dumps(result, allow_nan=True) + "\n")
+        asked.out.write_text(json.dumps(result) + "\n")
     print(json.dumps(result))
 
 

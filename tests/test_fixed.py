@@ -62,7 +62,7 @@ def test_the_same_is_drawn(given: dict[str, Any], shared: bool, tapes: list[Tape
     assert len(tapes) >= 2 and max(tape.replayed for tape in tapes) >= 5
 
 
-def test_only_on_gpus_unless_asked():
+def test_only_where_asked():
     assert LocalSampler(tiny_policy()).fixed is None
     asked = LocalSampler(tiny_policy(), fixed=True).fixed
     assert asked and asked.usable and asked.recorder is None

@@ -33,21 +33,20 @@ class LocalSampler:
     Args:
         policy: sampled as it is at each call: after an optimiser step there is nothing to sync.
         max_batch: most rows decoded together.
-        fixed: whether steps keep to shapes that a GPU can record (`rollout.fixed`); None: on GPUs.
+        fixed: steps keep to shapes that a GPU can record (`rollout.fixed`). Choice: off, as no GPU has run it yet.
 
     Raises:
         ModelError: the policy is of two agents.
     """
 
-    def __init__(self, policy: Policy, max_batch: int = 512, fixed: bool | None = None):
+    def __init__(self, policy: Policy, max_batch: int = 512, fixed: bool = False):
         if isinstance(policy.model, TwoAgents):
             raise ModelError(
                 "two agents are sampled by slots only (rollout.slots): this sampler's cache is one model's"
             )
         self.policy = policy
         self.max_batch = max_batch
-        on_gpu = policy.device.type == "cuda"
-        self.fixed = FixedSteps(policy, record=on_gpu) if (on_gpu if fixed is None else fixed) else None
+        self.fixed = FixedSteps(policy, record=policy.device.type == "cuda") if fixed else None
 
     @torch.inference_mode()
     def sample(

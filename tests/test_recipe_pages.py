@@ -1,26 +1,24 @@
-"""Recipes for real models: compositions load and fit as their pages say, and tiny models of their kinds take a step."""
+"""Recipes for real models: compositions load and fit as their pages say, and narrow models of their kinds run."""
 
 import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import transformers
-from tiny import CHATML, SEARCH_TAGS, tiny_tokenizer
+from transformers import AutoConfig
 
-from unbraid.learn import grpo
-from unbraid.learn.log import read_metrics
-from unbraid.recipe import load_recipe, shipped_recipes
-from unbraid.run import train
+from unbraid.policy.new_tokens import WANTED
+from unbraid.recipe import shipped_recipes
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import recipe_pages  # noqa: E402
+import shape_runs  # noqa: E402
 from recipe_pages import COMPOSITIONS, HARDWARE, PAGES, SIZES  # noqa: E402
 
 BY_NAME = {one.name: one for one in COMPOSITIONS}
+FAMILIES = {"qwen2": "qwen2.5-7b", "llama": "llama-3.1-8b"}
 QUICK = {("rows-both", "llama"), ("search-dart", "qwen2"), ("nl2sql-both", "qwen2")}
 """In the default suite; all others are slow ones."""
 
@@ -55,45 +53,12 @@ def test_comments_of_a_layer_reach_its_settings():
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory) -> dict[str, Path]:
-    """A tiny model of each family, with every delimiter."""
-    found = {}
-    for kind in ("qwen2", "llama"):
-        tokenizer, folder = tiny_tokenizer(CHATML, SEARCH_TAGS), tmp_path_factory.mktemp(kind)
-        config = transformers.AutoConfig.for_model(
-            kind, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=8192,
-        )  # fmt: skip
-        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        found[kind] = folder
-    return found
-
-
-def small_data(folder: Path) -> dict[str, list[str]]:
-    """Overrides that give every kind of task a few lines of data."""
-    tools = [{"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}]
-    call = [{"name": "add", "arguments": {"a": 1}}]
-    rows = [{"id": n, "query": f"Add {n}.", "tools": json.dumps(tools), "answers": json.dumps(call)} for n in range(8)]
-    questions = [{"id": f"train_{n}", "question": f"Who is {n}?", "golden_answers": ["Ada"]} for n in range(8)]
-    for name, lines in (("rows", rows), ("questions", questions)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "corpus").mkdir()
-    (folder / "corpus" / "ada.md").write_text("# Ada\n\nAda is the first of them.\n")
-    source = f"unbraid.tasks.search:hotpotqa?path={folder}/questions.jsonl&calls=tools"
-    shop = "unbraid.tasks.sql:shop_tasks?split"
-    return {
-        "rows": [f"tasks.train={folder}/rows.jsonl", "warmup.steps=1", "warmup.batch_examples=2"],
-        "search-qa": [f"tasks.train={source}", f"environment.name=search?corpus={folder}/corpus"],
-        "nl2sql": [f"tasks.train={shop}=train&count=4", f"tasks.validation={shop}=dev&count=2", "tasks.test=null"],
-    }
-
-
-SMALL = [
-    "model.device=cpu", "sampler=local", "data.validation=2", "rollout.prompts=1", "rollout.samples=2",
-    "rollout.max_new_tokens=6", "learn.steps=1", "learn.micro_batch=2", "learn.interference_every=0",
-    "evaluate.modes=[auto]", "evaluate.every=0", "evaluate.limit=1",
-]  # fmt: skip
+def world(tmp_path_factory):
+    """(tasks of every layer, base of each family): few layers, which the committed shape-runs have all of."""
+    folder = tmp_path_factory.mktemp("shapes")
+    tasks = shape_runs.write_tasks(folder / "tasks")
+    texts = shape_runs.texts_of(tasks)
+    return tasks, {kind: shape_runs.make_base(folder / kind, size, texts, layers=2) for kind, size in FAMILIES.items()}
 
 
 @pytest.mark.parametrize(
@@ -101,21 +66,29 @@ SMALL = [
     [
         pytest.param(name, kind, marks=[] if (name, kind) in QUICK else [pytest.mark.slow])
         for name in BY_NAME
-        for kind in ("qwen2", "llama")
+        for kind in FAMILIES
     ],
 )
-def test_a_tiny_model_of_the_kind_takes_a_step(name, kind, bases, tmp_path, monkeypatch):
-    # A random model earns the same reward everywhere, which would leave nothing to learn from.
-    monkeypatch.setattr(grpo, "group_advantages", lambda rewards, groups, scale: np.arange(len(rewards)) - 0.5)
-    one, size = BY_NAME[name], "llama-3.1-8b" if kind == "llama" else "qwen2.5-7b"
-    data = [*small_data(tmp_path)[one.layers[0]], *SMALL, f"model.path={bases[kind]}"]
-    if one.layers[0] != "rows":
-        data += ["environment.turns=2"]
-    layers = [*one.layers, f"sizes/{size}", "hardware/one-80gb"]
-    recipe = load_recipe(layers, [*one.overrides(size), *data])
-    train(recipe, tmp_path / "run")
-    (step,) = [line for line in read_metrics(tmp_path / "run") if "grad_norm" in line]
-    assert step["grad_norm"] > 0
+def test_a_narrow_model_of_the_kind_takes_two_steps(name, kind, world, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNBRAID_CACHE", str(tmp_path / "cache"))
+    (tasks, bases), one = world, BY_NAME[name]
+    recipe = shape_runs.recipe_of(one, FAMILIES[kind], bases[kind], tasks[one.layers[0]])
+    ran = shape_runs.shape_run(recipe, tmp_path / "run")
     routed = recipe.model.adapter is not None and recipe.model.adapter.routing is not None
-    folders = {path.parent.name for path in (tmp_path / "run" / "final").rglob("adapter_config.json")}
-    assert ({"reasoning", "action"} <= folders) == routed
+    assert (ran["adapters"] == ["action", "reasoning"]) == routed and ran["adapted"] == 2 * 7
+    assert (ran["family"], ran["base"], ran["episodes"]) == (kind, "bfloat16", 8)
+    # The base is the one that the recipe made: with a row for every delimiter that it lacked.
+    made = AutoConfig.from_pretrained(bases[kind]).vocab_size
+    assert ran["vocabulary"] == made + len(WANTED.split(",")) - (2 if kind == "qwen2" else 0)
+
+
+def test_a_shape_run_is_of_the_published_shape():
+    found = json.loads(recipe_pages.RUNS.read_text())
+    assert found.keys() <= BY_NAME.keys()
+    for size, ran in ((size, ran) for runs in found.values() for size, ran in runs.items()):
+        _, whole = shape_runs.published(size)
+        assert (ran["family"], ran["layers"], ran["tied"]) == (
+            whole.model_type, whole.num_hidden_layers, whole.tie_word_embeddings,
+        )  # fmt: skip
+        assert ran["heads"] == [whole.num_attention_heads, whole.num_key_value_heads]
+        assert ran["adapted"] == 7 * whole.num_hidden_layers and ran["said"] == shape_runs.said(size, ran)

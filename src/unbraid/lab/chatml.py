@@ -5,7 +5,7 @@ stands in for a downloaded Qwen where none can be downloaded; nothing in it is r
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -58,8 +58,10 @@ CHAT_TEMPLATE = """\
 """
 
 
-def chatml_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on `texts`, with the ChatML template above.
+def chatml_tokenizer(
+    texts: Iterable[str], vocab_size: int = 4096, delimiters: Sequence[str] = DELIMITERS
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on `texts`, with the ChatML template above and one id for each delimiter.
 
     All 256 bytes are in the vocabulary, so any text round-trips. A blank line is one token that is not two newlines:
     the `think-block` preset tells its modes apart there.
@@ -73,14 +75,14 @@ def chatml_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> PreTrained
     )
     core.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
-        vocab_size=vocab_size - len(DELIMITERS),
+        vocab_size=vocab_size - len(delimiters),
         special_tokens=list(CONTROL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     # However few blank lines the texts have, theirs must be among the first merges.
     core.train_from_iterator(chain(texts, repeat("\n\n", 100_000)), trainer)
-    core.add_tokens([AddedToken(text, normalized=False, special=False) for text in DELIMITERS])
+    core.add_tokens([AddedToken(text, normalized=False, special=False) for text in delimiters])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token=STOP,

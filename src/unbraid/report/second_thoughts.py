@@ -102,7 +102,7 @@ def picture(validation: Sequence[Point], chosen: Point, scores: Sequence[Score],
                 ha="right" if late else "left",
                 color=colour if colour != slate else MUTED.light,
             )
-        axes.set_xlabel("mean tokens per task, set-aside drafts included (fewer is cheaper)")
+        axes.set_xlabel("mean tokens per task (fewer is cheaper)")
         axes.set_ylabel("accuracy, %")
         axes.margins(0.12)
         axes.set_xlim(left=0)

@@ -284,10 +284,11 @@ def status(one: Composition) -> str:
         "(`python benchmarks/shape_runs.py`), was stopped within the second, resumed from the checkpoint of the first, "
         "logged the same again, validated and was evaluated. The model was random and narrow, with family, layers, "
         "heads, positions and tied tables as published; precision, adapters and their routing, checkpointing of "
-        "activations, chat format, loss, constraints and environment were those of the recipe. Other were the tasks (a "
-        f"few made-up ones), {searched}the tokenizer (a small ChatML one that lacks the same delimiters) and {changed}. Random "
-        "models earn the same reward everywhere, so advantages were made up. It shows that the recipe runs on such a "
-        "model; nothing of memory, speed, GPUs, vLLM, published weights and tokenizers, or what is learned. "
+        "activations, chat format, loss, constraints and environment were those of the recipe. Other were the tasks "
+        f"(a few made-up ones), {searched}the tokenizer (a small ChatML one that lacks the same delimiters) and "
+        f"{changed}. Random models earn the same reward everywhere, so advantages were made up. It shows that the "
+        "recipe runs on such a model; nothing of memory, speed, GPUs, vLLM, published weights and tokenizers, or what is "
+        "learned. "
         f"{_called(runs)}`not run`: not even that.\n\n" + "\n".join(rows)
     )
 

@@ -287,8 +287,8 @@ def status(one: Composition) -> str:
         "activations, chat format, loss, constraints and environment were those of the recipe. Other were the tasks "
         f"(a few made-up ones), {searched}the tokenizer (a small ChatML one that lacks the same delimiters) and "
         f"{changed}. Random models earn the same reward everywhere, so advantages were made up. It shows that the "
-        "recipe runs on such a model; nothing of memory, speed, GPUs, vLLM, published weights and tokenizers, or what is "
-        "learned. "
+        "recipe runs on such a model; nothing of memory, speed, GPUs, vLLM, published weights and tokenizers, or what "
+        "is learned. "
         f"{_called(runs)}`not run`: not even that.\n\n" + "\n".join(rows)
     )
 

@@ -103,13 +103,14 @@ def second_thoughts(
     from unbraid.run.second_thoughts import second_thoughts as run_second_thoughts
 
     with _opened(run, overrides, checkpoint) as (recipe, policy, tasks, roll, bars):
-        found = run_second_thoughts(recipe, policy, tasks, run, roll, tokens, keep, bars.show)
+        found = run_second_thoughts(recipe, policy, tasks, run, roll, tokens, keep, bars.show, checkpoint)
     if not is_first():
         return
     console.print(thresholds_table(found.validation, found.chosen), "", test_table(found.scores, found.against))
     page = run / "second_thoughts.html"
-    option = f" --tokens {tokens:g}" if tokens is not None else f" --keep {keep:g}" if keep is not None else ""
-    notes = colophon([f"unbraid second-thoughts {run}{option}"], {"run": recipe.seed})
+    given = {"--tokens": tokens, "--keep": keep, "--checkpoint": checkpoint if checkpoint != "final" else None}
+    options = "".join(f" {name} {value}" for name, value in given.items() if value is not None)
+    notes = colophon([f"unbraid second-thoughts {run}{options}"], {"run": recipe.seed})
     write_second_thoughts(
         page, found.run, found.asked, found.validation, found.chosen, found.scores, found.against, notes
     )

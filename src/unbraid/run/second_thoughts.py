@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from unbraid import ranks
 from unbraid.chat.types import Mode
 from unbraid.errors import DataError, RecipeError
 from unbraid.evaluate.evaluate import spread
@@ -62,12 +63,14 @@ def second_thoughts(
     tokens: float | None = None,
     keep: float | None = None,
     progress: Progress = silent,
+    checkpoint: str = "final",
 ) -> Seconds:
     """Choose a threshold on the validation tasks and evaluate it on the test tasks; writes `second_thoughts.json`.
 
     Args:
         roll: how the run rolls out. tokens: the most per task, and as careful as that allows. keep: the share of always
             thinking's accuracy that must be kept, and as cheap as that allows; `KEEP` where neither is given.
+        checkpoint: folder of the run that the weights are from.
 
     Raises:
         RecipeError: the run acts in an environment. DataError: no threshold gives what was asked for.
@@ -105,12 +108,12 @@ def second_thoughts(
         "second thoughts": (draw(part, Mode.AUTO, SecondThoughts(roll, chosen.doubt)), Mode.AUTO),
     }
     scores = [
-        score(drawn, Labels(name, f"{run_dir.name}/final", "", policy.parameter_count()), mode, 0.0)
+        score(drawn, Labels(name, f"{run_dir.name}/{checkpoint}", "", policy.parameter_count()), mode, 0.0)
         for name, (drawn, mode) in ways.items()
     ]
     last = ways["second thoughts"][0]
     names = [name for name in ways if name != "second thoughts"]
     against = [compare(ways[name][0], last, (name, "second thoughts")) for name in names]
     result = Seconds(run_dir.name, asked, found, chosen, thinking, len(thoughts), scores, against)
-    (run_dir / FILE).write_text(json.dumps(result.to_json(), indent=1) + "\n")
+    ranks.first(lambda: (run_dir / FILE).write_text(json.dumps(result.to_json(), indent=1) + "\n"))
     return result

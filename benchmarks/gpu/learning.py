@@ -4,9 +4,9 @@
 
 For every shape and recipe (all weights; LoRA; LoRA with gradient checkpointing) ten real updates of `learn.grpo`, then
 two the plain way (`learn.fast: false`): seconds, tokens per second, peak bytes per stage, MFU; before them the local
-sampler's tokens per second, with ordinary steps and with those of fixed shapes (`rollout.fixed`). It starts nothing that
-does not fit into what time is left, and what does not fit into memory is told and left out: the last line, a JSON
-object, always comes. `--shape tiny` tries it all on a CPU.
+sampler's tokens per second, with ordinary steps and with those of fixed shapes (`rollout.fixed`). It starts nothing
+that does not fit into what time is left, and what does not fit into memory is told and left out: the last line, a
+JSON object, always comes. `--shape tiny` tries it all on a CPU.
 """
 
 import argparse

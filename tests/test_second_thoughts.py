@@ -98,18 +98,20 @@ def tasks(world):
 
 
 @pytest.fixture(scope="module")
-def answers(roll, tasks):
-    return tuple(roll(tasks, [mode], temperature=0.0, seed=0) for mode in (Mode.AUTO, Mode.THINK))
+def answers(roll, tasks) -> tuple[list[Trajectory], list[Trajectory]]:
+    free, thoughts = (roll(tasks, [mode], temperature=0.0, seed=0) for mode in (Mode.AUTO, Mode.THINK))
+    return free, thoughts
 
 
 @pytest.mark.parametrize("doubt", [0.003, 0.1, 0.5, float("inf")])
 def test_played_for_real_it_is_what_the_curve_says(roll, tasks, answers, doubt):
+    free, thoughts = answers
     played = SecondThoughts(roll, doubt)(tasks, [Mode.AUTO], temperature=0.0, seed=0)
-    right, tokens, again = outcomes(*answers, doubt)
+    right, tokens, again = outcomes(free, thoughts, doubt)
     assert [t.correct for t in played] == right.tolist()
     assert [t.response_tokens for t in played] == tokens.tolist()
     assert [len(t.parts) == 2 for t in played] == again.tolist()
-    (point,) = points(*answers, [doubt])
+    (point,) = points(free, thoughts, [doubt])
     assert point.accuracy == pytest.approx(np.mean([t.correct for t in played]))
     assert point.think == pytest.approx(np.mean([t.mode is Mode.THINK for t in played]))
 
@@ -161,7 +163,7 @@ def test_weights_are_those_of_a_larger_set(answers):
     free, thoughts = answers
     times = np.arange(len(free)) % 3
     repeated = [[t for t, n in zip(part, times, strict=True) for _ in range(n)] for part in (free, thoughts)]
-    for weighted, plain in zip(points(free, thoughts, weights=times), points(*repeated), strict=True):
+    for weighted, plain in zip(points(free, thoughts, weights=times.astype(float)), points(*repeated), strict=True):
         assert weighted.accuracy == pytest.approx(plain.accuracy) and weighted.tokens == pytest.approx(plain.tokens)
 
 

@@ -8,6 +8,7 @@ weights under an old name and salt gets a mixture of both.
 import asyncio
 import copy
 import json
+import socket
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ class StandIn:
         self._loop = asyncio.new_event_loop()
         self._server: Any = None
         self._listening: Any = None
+        self._grave: socket.socket | None = None
         self.url = ""
         self._paused = self._updating = self.asleep = self._dead = False
 
@@ -119,7 +121,13 @@ class StandIn:
 
     def _die(self) -> None:
         self._dead = True
+        address = self._listening.sockets[0].getsockname() if self._listening.is_serving() else None
         self._listening.close()
+        if address:
+            # The port stays taken, though nobody listens there: another test's server must not answer for this one.
+            self._grave = socket.socket()
+            self._grave.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._grave.bind(address)
         for connection in self._server.connections:
             if connection.transport:
                 connection.transport.abort()

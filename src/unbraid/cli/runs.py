@@ -98,7 +98,7 @@ def second_thoughts(
     checkpoint: Annotated[str, typer.Option(help="Folder in the run that holds the weights.")] = "final",
 ) -> None:
     """Let direct answers stand only where the model was sure of them: choose how sure, and see what it gives."""
-    from unbraid.report.second_thoughts import test_table, thresholds_table, write_second_thoughts
+    from unbraid.report.second_thoughts import result_table, thresholds_table, write_second_thoughts
     from unbraid.run import colophon
     from unbraid.run.second_thoughts import second_thoughts as run_second_thoughts
 
@@ -106,14 +106,12 @@ def second_thoughts(
         found = run_second_thoughts(recipe, policy, tasks, run, roll, tokens, keep, bars.show, checkpoint)
     if not is_first():
         return
-    console.print(thresholds_table(found.validation, found.chosen), "", test_table(found.scores, found.against))
+    console.print(thresholds_table(found), "", result_table(found))
     page = run / "second_thoughts.html"
     given = {"--tokens": tokens, "--keep": keep, "--checkpoint": checkpoint if checkpoint != "final" else None}
     options = "".join(f" {name} {value}" for name, value in given.items() if value is not None)
     notes = colophon([f"unbraid second-thoughts {run}{options}"], {"run": recipe.seed})
-    write_second_thoughts(
-        page, found.run, found.asked, found.validation, found.chosen, found.scores, found.against, notes
-    )
+    write_second_thoughts(page, found, notes)
     console.print(f"\npage [bold]{page}[/]", highlight=False)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from unbraid.chat.types import Mode
 from unbraid.errors import DataError
 from unbraid.rollout.second_thoughts import drawn_until_doubt
 from unbraid.rollout.trajectory import Trajectory
@@ -66,7 +67,7 @@ def points(
     """
     weight = np.ones(len(free)) if weights is None else np.asarray(weights, dtype=float)
     weight = weight / weight.sum()
-    thinks = np.array([t.mode.value == "think" for t in free])
+    thinks = np.array([t.mode is Mode.THINK for t in free])
     found = []
     for doubt in doubts:
         right, tokens, again = outcomes(free, thoughts, doubt)

@@ -1,7 +1,9 @@
 """What second thoughts come to: a table for a terminal, and a picture of every threshold for a page."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from rich.table import Table
@@ -16,78 +18,95 @@ from unbraid.report.palette import HUES, INK, MUTED
 from unbraid.report.views import Colophon
 
 
+@dataclass(frozen=True)
+class Seconds:
+    """What second thoughts come to. validation: every threshold that was looked at, and `chosen`, one of them.
+
+    scores: on the test tasks, greedy: as the model answers by itself, always thinking, with second thoughts.
+    against: second thoughts less each of the other two, task by task. asked: what the threshold was chosen for.
+    """
+
+    run: str
+    asked: str
+    validation: Sequence[Point]
+    chosen: Point
+    thinking: float
+    tasks: int
+    scores: Sequence[Score]
+    against: Sequence[Comparison]
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain JSON types; an infinite doubt is null."""
+        finite = [{**asdict(p), "doubt": p.doubt if p.doubt < float("inf") else None} for p in self.validation]
+        return {
+            "doubt": self.chosen.doubt if self.chosen.doubt < float("inf") else None,
+            "asked": self.asked,
+            "validation": {"tasks": self.tasks, "thinking": self.thinking, "points": finite},
+            "test": [s.to_json() for s in self.scores],
+            "against": [asdict(c) for c in self.against],
+        }
+
+
 def doubt_in_words(doubt: float) -> str:
     """A threshold as people read it."""
     return f"{doubt:.3g} nats" if doubt < float("inf") else "none: every draft stands"
 
 
-def thresholds_table(validation: Sequence[Point], chosen: Point) -> Table:
+def thresholds_table(found: Seconds) -> Table:
     """Every threshold on the validation tasks; the chosen one is marked."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("doubt, nats", "right, %", "tokens", "thought again, %", "think, %"):
         table.add_column(name, justify="right")
-    for point in validation:
+    for point in found.validation:
         doubt = f"{point.doubt:.3g}" if point.doubt < float("inf") else "none"
         row = (doubt, *(number(v) for v in (100 * point.accuracy, point.tokens, 100 * point.again, 100 * point.think)))
-        table.add_row(*row, style="bold" if point == chosen else "")
+        table.add_row(*row, style="bold" if point == found.chosen else "")
     return table
 
 
-def test_table(scores: Sequence[Score], against: Sequence[Comparison]) -> Table:
+def result_table(found: Seconds) -> Table:
     """The test tasks: every way, and what second thoughts differ by from the others, paired."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("test tasks")
     for name in ("right, %", "tokens", "think, %"):
         table.add_column(name, justify="right")
-    for one in scores:
+    for one in found.scores:
         think = number(100 * one.think_rate.value if one.think_rate else None)
         table.add_row(one.labels.method, number(100 * one.accuracy.value), number(one.tokens.value), think)
-    for one in against:
+    for one in found.against:
         cells = (_paired(one.accuracy, 100.0), _paired(one.tokens, 1.0))
         table.add_row(Text(f"  against {one.first}", style="dim"), *cells, "")
     return table
 
 
-def write_second_thoughts(
-    path: str | Path,
-    run: str,
-    asked: str,
-    validation: Sequence[Point],
-    chosen: Point,
-    scores: Sequence[Score],
-    against: Sequence[Comparison],
-    colophon: Colophon,
-) -> None:
+def write_second_thoughts(path: str | Path, found: Seconds, colophon: Colophon) -> None:
     """The page, whole or not at all."""
     page = (
         environment()
         .get_template("second_thoughts.html.j2")
         .render(
-            title=f"{run}: second thoughts",
-            asked=asked,
-            validation=validation,
-            chosen=chosen,
-            doubt=doubt_in_words(chosen.doubt),
-            scores=scores,
-            against=against,
+            title=f"{found.run}: second thoughts",
+            found=found,
+            doubt=doubt_in_words(found.chosen.doubt),
             colophon=colophon,
-            wide=picture(validation, chosen, scores, 860.0),
-            narrow=picture(validation, chosen, scores, 370.0),
+            wide=picture(found, 860.0),
+            narrow=picture(found, 370.0),
             episodes=(),
         )
     )
     write_page(path, page)
 
 
-def picture(validation: Sequence[Point], chosen: Point, scores: Sequence[Score], width: float) -> str:
+def picture(found: Seconds, width: float) -> str:
     """SVG: accuracy against tokens; the line goes through the thresholds on validation, the points are test tasks."""
+    validation, chosen = found.validation, found.chosen
     blue, slate = HUES["blue"].light, HUES["slate"].light
     with mpl.rc_context(figures.RC):
         figure, axes = figures.canvas(width, 300)
         xs, ys = [p.tokens for p in validation], [100 * p.accuracy for p in validation]
         axes.plot(xs, ys, color=blue, linewidth=1.4, alpha=0.7, marker=".", markersize=4)
         axes.plot([chosen.tokens], [100 * chosen.accuracy], marker="o", markersize=10, color=blue, fillstyle="none")
-        for one, marker, colour in zip(scores, "sv*", (slate, slate, INK.light), strict=False):
+        for one, marker, colour in zip(found.scores, "sv*", (slate, slate, INK.light), strict=False):
             y = one.accuracy
             arms = [[100 * (y.value - (y.low or y.value))], [100 * ((y.high or y.value) - y.value)]]
             axes.errorbar(

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,12 @@ from unbraid import ranks
 from unbraid.chat.types import Mode
 from unbraid.errors import DataError, RecipeError
 from unbraid.evaluate.evaluate import spread
-from unbraid.evaluate.metrics import Comparison, Labels, Score, compare, score
-from unbraid.evaluate.second_thoughts import Point, cheapest, most_careful, points
+from unbraid.evaluate.metrics import Labels, compare, score
+from unbraid.evaluate.second_thoughts import cheapest, most_careful, points
 from unbraid.policy import Policy
 from unbraid.prepare import Respond, TaskSets
 from unbraid.recipe import Recipe
+from unbraid.report.second_thoughts import Seconds
 from unbraid.rollout.scoring import Roll
 from unbraid.rollout.second_thoughts import SecondThoughts
 from unbraid.rollout.trajectory import Trajectory
@@ -23,35 +23,6 @@ from unbraid.run.training import Progress, silent
 FILE = "second_thoughts.json"
 KEEP = 0.97
 """Choice: the share of always thinking's accuracy that is asked for where nothing is said."""
-
-
-@dataclass(frozen=True)
-class Seconds:
-    """What second thoughts come to. validation: every threshold that was looked at, and `chosen`, one of them.
-
-    scores: on the test tasks, greedy: as the model answers by itself, always thinking, with second thoughts.
-    against: second thoughts less each of the other two, task by task. asked: what the threshold was chosen for.
-    """
-
-    run: str
-    asked: str
-    validation: Sequence[Point]
-    chosen: Point
-    thinking: float
-    tasks: int
-    scores: Sequence[Score]
-    against: Sequence[Comparison]
-
-    def to_json(self) -> dict[str, Any]:
-        """A dict of plain JSON types; an infinite doubt is null."""
-        finite = [{**asdict(p), "doubt": p.doubt if p.doubt < float("inf") else None} for p in self.validation]
-        return {
-            "doubt": self.chosen.doubt if self.chosen.doubt < float("inf") else None,
-            "asked": self.asked,
-            "validation": {"tasks": self.tasks, "thinking": self.thinking, "points": finite},
-            "test": [s.to_json() for s in self.scores],
-            "against": [asdict(c) for c in self.against],
-        }
 
 
 def second_thoughts(

@@ -24,8 +24,7 @@ from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 
 from unbraid.chat.types import Mode
-from unbraid.lab.autotool.goal import KEPT, SAVED
-from unbraid.lab.autotool.methods import SHARES
+from unbraid.lab.autotool.methods import KEPT, SAVED, SHARES
 from unbraid.lab.base_model import base_path
 from unbraid.lab.calls_world import KNOWN, LEVELS, CallsWorld, Split
 from unbraid.lab.measure import load_start

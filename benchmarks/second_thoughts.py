@@ -30,8 +30,7 @@ from rich.table import Table
 from unbraid.chat.types import Mode
 from unbraid.evaluate.second_thoughts import DOUBTS, most_careful, outcomes, points
 from unbraid.evaluate.statistics import mean_over_runs
-from unbraid.lab.autotool.goal import KEPT, SAVED
-from unbraid.lab.autotool.methods import SHARES
+from unbraid.lab.autotool.methods import KEPT, SAVED, SHARES
 from unbraid.lab.base_model import base_path
 from unbraid.lab.calls_world import CallsWorld, Split
 from unbraid.lab.measure import MAX_NEW_TOKENS, load_start

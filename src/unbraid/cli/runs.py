@@ -96,19 +96,28 @@ def second_thoughts(
         float | None, typer.Option(help="Share of always thinking's accuracy; as cheap as that is.")
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="Folder in the run that holds the weights.")] = "final",
+    drafts: Annotated[
+        str | None,
+        typer.Option(
+            help="Who drafts: base, or a folder in the run. By default the weights themselves, free to think."
+        ),
+    ] = None,
 ) -> None:
     """Let direct answers stand only where the model was sure of them: choose how sure, and see what it gives."""
     from unbraid.report.second_thoughts import result_table, thresholds_table, write_second_thoughts
     from unbraid.run import colophon
+    from unbraid.run.second_thoughts import drafts_of
     from unbraid.run.second_thoughts import second_thoughts as run_second_thoughts
 
     with _opened(run, overrides, checkpoint) as (recipe, policy, tasks, roll, bars):
-        found = run_second_thoughts(recipe, policy, tasks, run, roll, tokens, keep, bars.show, checkpoint)
+        writer = drafts_of(recipe, run, drafts) if drafts else None
+        found = run_second_thoughts(recipe, policy, tasks, run, roll, tokens, keep, bars.show, checkpoint, writer)
     if not is_first():
         return
     console.print(thresholds_table(found), "", result_table(found))
     page = run / "second_thoughts.html"
-    given = {"--tokens": tokens, "--keep": keep, "--checkpoint": checkpoint if checkpoint != "final" else None}
+    final = checkpoint == "final"
+    given = {"--tokens": tokens, "--keep": keep, "--checkpoint": None if final else checkpoint, "--drafts": drafts}
     options = "".join(f" {name} {value}" for name, value in given.items() if value is not None)
     notes = colophon([f"unbraid second-thoughts {run}{options}"], {"run": recipe.seed})
     write_second_thoughts(page, found, notes)

@@ -1,4 +1,4 @@
-"""What second thoughts would come to at every threshold, from two greedy evaluations: free, and thinking forced.
+"""What second thoughts would come to at every threshold, from two greedy evaluations: drafts, and thinking forced.
 
 Nothing is drawn anew: with greedy decoding a task's draft and its thought are the same whatever the threshold, which
 only decides between them. `rollout.second_thoughts` does it for real, at one threshold.
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from unbraid.chat.types import Mode
 from unbraid.errors import DataError
-from unbraid.rollout.second_thoughts import drawn_until_doubt
+from unbraid.rollout.second_thoughts import beginning_kept, drawn_until_doubt
 from unbraid.rollout.trajectory import Trajectory
 
 DOUBTS = (*np.geomspace(0.003, 3.0, 25).round(4).tolist(), float("inf"))
@@ -22,7 +22,8 @@ DOUBTS = (*np.geomspace(0.003, 3.0, 25).round(4).tolist(), float("inf"))
 @dataclass(frozen=True)
 class Point:
     """What a threshold comes to. doubt: nats. accuracy, again (the share of tasks thought about again), think (the
-    share answered in thinking at last): in [0, 1]. tokens: mean of all drawn, drafts that were set aside included.
+    share answered in thinking at last): in [0, 1]. tokens: mean of all drawn, drafts that were set aside included, what
+    was kept of them once.
     """
 
     doubt: float
@@ -33,29 +34,34 @@ class Point:
 
 
 def outcomes(
-    free: Sequence[Trajectory], thoughts: Sequence[Trajectory], doubt: float
+    drafts: Sequence[Trajectory], thoughts: Sequence[Trajectory], doubt: float
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.bool_]]:
     """(right, tokens, thought about again) of every task at one threshold in nats; each (N,).
 
     Args:
-        free: greedy responses whose mode the model chose, graded. thoughts: those with thinking forced, in this order.
+        drafts: greedy first answers, graded: free ones, or of whoever writes drafts. thoughts: those with thinking
+            forced, in this order.
 
     Raises:
         DataError: they are not of the same tasks, one each; or of episodes.
     """
-    if [t.task_id for t in free] != [t.task_id for t in thoughts]:
-        raise DataError("free answers and thoughts are not of the same tasks, one each in the same order")
+    if [t.task_id for t in drafts] != [t.task_id for t in thoughts]:
+        raise DataError("drafts and thoughts are not of the same tasks, one each in the same order")
     right, tokens, again = [], [], []
-    for draft, thought in zip(free, thoughts, strict=True):
+    for draft, thought in zip(drafts, thoughts, strict=True):
         drawn = drawn_until_doubt(draft, doubt)
-        right.append(draft.correct if drawn is None else thought.correct)
-        tokens.append(draft.response_tokens if drawn is None else drawn + thought.response_tokens)
         again.append(drawn is not None)
+        if drawn is None:
+            right.append(draft.correct)
+            tokens.append(draft.response_tokens)
+        else:
+            right.append(thought.correct)
+            tokens.append(drawn + thought.response_tokens - beginning_kept(draft, drawn, thought))
     return np.array(right, dtype=bool), np.array(tokens, dtype=np.int64), np.array(again, dtype=bool)
 
 
 def points(
-    free: Sequence[Trajectory],
+    drafts: Sequence[Trajectory],
     thoughts: Sequence[Trajectory],
     doubts: Sequence[float] = DOUBTS,
     weights: Sequence[float] | NDArray[np.float64] | None = None,
@@ -65,12 +71,12 @@ def points(
     Args:
         weights: of the tasks, (N,), in any unit; None weighs them alike.
     """
-    weight = np.ones(len(free)) if weights is None else np.asarray(weights, dtype=float)
+    weight = np.ones(len(drafts)) if weights is None else np.asarray(weights, dtype=float)
     weight = weight / weight.sum()
-    thinks = np.array([t.mode is Mode.THINK for t in free])
+    thinks = np.array([t.mode is Mode.THINK for t in drafts])
     found = []
     for doubt in doubts:
-        right, tokens, again = outcomes(free, thoughts, doubt)
+        right, tokens, again = outcomes(drafts, thoughts, doubt)
         found.append(
             Point(doubt, *(float(weight @ values) for values in (right, tokens, again, again | thinks)))
         )  # fmt: skip

@@ -24,10 +24,12 @@ class Seconds:
 
     scores: on the test tasks, greedy: as the model answers by itself, always thinking, with second thoughts.
     against: second thoughts less each of the other two, task by task. asked: what the threshold was chosen for.
+    drafts: whose weights wrote first answers, told not to think; None: the model's own, free to think.
     """
 
     run: str
     asked: str
+    drafts: str | None
     validation: Sequence[Point]
     chosen: Point
     thinking: float
@@ -41,6 +43,7 @@ class Seconds:
         return {
             "doubt": self.chosen.doubt if self.chosen.doubt < float("inf") else None,
             "asked": self.asked,
+            "drafts": self.drafts,
             "validation": {"tasks": self.tasks, "thinking": self.thinking, "points": finite},
             "test": [s.to_json() for s in self.scores],
             "against": [asdict(c) for c in self.against],

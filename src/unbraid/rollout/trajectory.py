@@ -128,5 +128,10 @@ class Trajectory:
 
     @property
     def response_tokens(self) -> int:
-        """Tokens that the model wrote, over all responses; stop tokens and forced prefixes included."""
-        return sum(response.end - response.start for response in self.responses)
+        """Tokens that the model wrote, over all responses; stop tokens and forced prefixes included.
+
+        What a response was given of an earlier one is not: tokens that were not drawn, behind the first that was.
+        """
+        drawn = [self.sampled[response.start : response.end] for response in self.responses]
+        given = sum(int((~part[part.argmax() :]).sum()) for part in drawn if part.any())
+        return sum(map(len, drawn)) - given

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,46 @@ from unbraid.errors import DataError, RecipeError
 from unbraid.evaluate.evaluate import spread
 from unbraid.evaluate.metrics import Labels, compare, score
 from unbraid.evaluate.second_thoughts import cheapest, most_careful, points
-from unbraid.policy import Policy
-from unbraid.prepare import Respond, TaskSets
+from unbraid.policy import Policy, load_policy
+from unbraid.prepare import Respond, TaskSets, roll_of
 from unbraid.recipe import Recipe
 from unbraid.report.second_thoughts import Seconds
 from unbraid.rollout.scoring import Roll
 from unbraid.rollout.second_thoughts import SecondThoughts
 from unbraid.rollout.trajectory import Trajectory
+from unbraid.run.folder import take_weights
 from unbraid.run.training import Progress, silent
 
 FILE = "second_thoughts.json"
 KEEP = 0.97
 """Choice: the share of always thinking's accuracy that is asked for where nothing is said."""
+BASE = "base"
+"""Whose drafts are those of the model as it was before any training."""
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """Who writes drafts, if not the run's own weights, free to think. name: a folder of the run, or `BASE`."""
+
+    name: str
+    roll: Roll
+
+
+def drafts_of(recipe: Recipe, run_dir: Path, name: str) -> Drafts:
+    """Drafts by other weights of a run, drawn in this process even where the run has servers.
+
+    Choice: a second model in memory, also where the weights differ by an adapter only.
+
+    Args:
+        name: a folder of the run that holds weights, or `BASE`: the model that the recipe names.
+
+    Raises:
+        CheckpointError: there is no such folder, or it holds no weights of this model.
+    """
+    policy = ranks.in_turn(lambda: load_policy(recipe.model, recipe.chat))
+    if name != BASE:
+        take_weights(policy, run_dir / name)
+    return Drafts(name, roll_of(recipe, policy))
 
 
 def second_thoughts(
@@ -35,13 +64,15 @@ def second_thoughts(
     keep: float | None = None,
     progress: Progress = silent,
     checkpoint: str = "final",
+    drafts: Drafts | None = None,
 ) -> Seconds:
     """Choose a threshold on the validation tasks and evaluate it on the test tasks; writes `second_thoughts.json`.
 
     Args:
         roll: how the run rolls out. tokens: the most per task, and as careful as that allows. keep: the share of always
             thinking's accuracy that must be kept, and as cheap as that allows; `KEEP` where neither is given.
-        checkpoint: folder of the run that the weights are from.
+        checkpoint: folder of the run that the weights are from. drafts: who writes first answers, told not to think;
+            None: these weights, free to think.
 
     Raises:
         RecipeError: the run acts in an environment. DataError: no threshold gives what was asked for.
@@ -62,8 +93,9 @@ def second_thoughts(
         return found
 
     part = spread(tasks.validation, recipe.evaluate.limit)
-    free, thoughts = (draw(part, mode) for mode in (Mode.AUTO, Mode.THINK))
-    found = points(free, thoughts)
+    first = draw(part, Mode.NO_THINK, drafts.roll) if drafts else draw(part, Mode.AUTO)
+    thoughts = draw(part, Mode.THINK)
+    found = points(first, thoughts)
     thinking = sum(t.correct for t in thoughts) / len(thoughts)
     share = KEEP if keep is None else keep
     asked = f"at most {tokens:g} tokens" if tokens is not None else f"{share:.0%} of always thinking's accuracy"
@@ -73,10 +105,11 @@ def second_thoughts(
         raise DataError(f"on {len(part)} validation tasks {problem}") from None
     part = spread(tasks.test, recipe.evaluate.limit)
     by_itself, always = (draw(part, mode) for mode in (Mode.AUTO, Mode.THINK))
+    careful = SecondThoughts(roll, chosen.doubt, drafts.roll if drafts else None)
     ways = {
         "by itself": (by_itself, Mode.AUTO),
         "always thinking": (always, Mode.THINK),
-        "second thoughts": (draw(part, Mode.AUTO, SecondThoughts(roll, chosen.doubt)), Mode.AUTO),
+        "second thoughts": (draw(part, Mode.AUTO, careful), Mode.AUTO),
     }
     scores = [
         score(drawn, Labels(name, f"{run_dir.name}/{checkpoint}", "", policy.parameter_count()), mode, 0.0)
@@ -85,6 +118,7 @@ def second_thoughts(
     last = ways["second thoughts"][0]
     names = [name for name in ways if name != "second thoughts"]
     against = [compare(ways[name][0], last, (name, "second thoughts")) for name in names]
-    result = Seconds(run_dir.name, asked, found, chosen, thinking, len(thoughts), scores, against)
+    written_by = drafts.name if drafts else None
+    result = Seconds(run_dir.name, asked, written_by, found, chosen, thinking, len(thoughts), scores, against)
     ranks.first(lambda: (run_dir / FILE).write_text(json.dumps(result.to_json(), indent=1) + "\n"))
     return result

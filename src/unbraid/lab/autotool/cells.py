@@ -1,6 +1,7 @@
 """One cell of the claims run: a base, a start, a known share, a method and a seed, and a folder with what came out.
 
     OUT/cells/NAME-FINGERPRINT/  cell.json  recipe.yaml  metrics.jsonl  notes.jsonl  scores.jsonl  evaluation.parquet
+                                 served.parquet
 
 A cell is there whole or not at all, so whatever is there is not run again; what a killed run leaves in `unfinished/`
 goes on from its last checkpoint. The fingerprint is of everything that decides the result, and not of where it is
@@ -11,7 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,13 @@ from pydantic import TypeAdapter
 
 from unbraid.chat.types import Mode
 from unbraid.errors import CheckpointError, RecipeError
-from unbraid.lab.autotool.methods import CLAIM_SHARE, CLAIM_START, METHODS, SWEEP_ORDER, SWEPT
+from unbraid.lab.autotool.methods import CLAIM_SHARE, CLAIM_START, METHODS, SAVED, SERVED, SWEEP_ORDER, SWEPT
 from unbraid.lab.autotool.refined import SAMPLES, refine_prompts
+from unbraid.lab.autotool.served import MARGIN, with_second_thoughts
 from unbraid.lab.base_model import PRETRAINING
 from unbraid.lab.calls_world import WORLD_VERSION, held_out
 from unbraid.lab.starts import THINK_SHARE, WARMUP, Start
-from unbraid.learn.log import read_metrics, read_rollouts
+from unbraid.learn.log import read_metrics, read_rollouts, write_rollouts
 from unbraid.recipe import Recipe, load_recipe
 from unbraid.rollout.trajectory import Trajectory
 
@@ -36,6 +38,7 @@ PROMPTS = 1600
 ENDS = 5
 """Last steps of training over which the final think rate is averaged."""
 CALLS = "unbraid.lab.calls_world"
+SERVED_FILE = "served.parquet"
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ def plan(bases: int, seeds: int) -> list[Cell]:
     First the full list, base by base; then the second start; then the sweep, share by share.
     """
     places = [(base, seed) for seed in range(seeds) for base in range(bases)]
-    full = [Cell(base, CLAIM_START, CLAIM_SHARE, name, seed) for base, seed in places for name in METHODS]
+    listed = [name for name, method in METHODS.items() if not method.serves]
+    full = [Cell(base, CLAIM_START, CLAIM_SHARE, name, seed) for base, seed in places for name in listed]
     clear = [
         Cell(base, Start.CLEAR, CLAIM_SHARE, name, seed) for base, seed in places for name in ("mixed_warmup", *SWEPT)
     ]
@@ -107,14 +111,28 @@ def mixture(known: Part, unknown: Part, share: float | None = None) -> Part:
 
 
 @dataclass(frozen=True)
+class Served:
+    """The same weights served with second thoughts, on the same test tasks.
+
+    doubt: the threshold in nats; None where none is affordable and every draft stands. spent: tokens drawn to
+        choose it.
+    """
+
+    known: Part
+    unknown: Part
+    doubt: float | None
+    spent: int
+
+
+@dataclass(frozen=True)
 class CellResult:
     """What came out of a cell.
 
     known, unknown: test tasks whose chain is known, and the others. Both keep their natural mix of levels, as the RL
         prompts of any share do, so that `test(share)` is what the test set would give at that share.
     end_think_rate: of sampled responses, over the last steps of training; None without RL.
-    responses, sampled_tokens: drawn in RL. spent_before: tokens drawn to choose the prompts. prompts_known: the known
-        share of the RL prompts as they were used, where that is not the cell's.
+    responses, sampled_tokens: drawn in RL. spent_before: tokens drawn to choose the prompts, or a threshold.
+    prompts_known: the known share of the RL prompts as they were used, where that is not the cell's.
     """
 
     cell: Cell
@@ -126,6 +144,23 @@ class CellResult:
     spent_before: int = 0
     prompts_known: float | None = None
     seconds: float = 0.0
+    served: Served | None = None
+
+    @property
+    def with_served(self) -> list["CellResult"]:
+        """This result and, where the weights were served otherwise too, that one: as of a method of its own."""
+        if self.served is None:
+            return [self]
+        also = replace(
+            self,
+            cell=replace(self.cell, method=SERVED[self.cell.method]),
+            known=self.served.known,
+            unknown=self.served.unknown,
+            end_think_rate=None,
+            spent_before=self.spent_before + self.served.spent,
+            served=None,
+        )
+        return [self, also]
 
     def test(self, share: float | None = None) -> Part:
         """On the test set as it is, or weighted to a share of known tasks."""
@@ -141,7 +176,6 @@ def start_folder(cell: Cell, out: Path) -> Path:
 def recipe_of(cell: Cell, out: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a cell; for methods without RL, what they are evaluated with."""
     method, begins_as = METHODS[cell.method], cell.begins_as
-    base = f"unbraid.lab.base_model:base_path?seed={cell.base}"
     prompts = f"world={cell.base}&known_share={cell.share:g}&count={PROMPTS}&seed={cell.seed}"
     train = f"{CALLS}:train_set?{prompts}"
     if method.refined:
@@ -153,7 +187,7 @@ def recipe_of(cell: Cell, out: Path, overrides: Sequence[str] = ()) -> Recipe:
             f"name={method.name}",
             f"label={json.dumps(f'{method.label} ({method.whose})', ensure_ascii=False)}",
             f"seed={cell.seed}",
-            f"model.path={base if begins_as is None else start_folder(cell, out) / 'starts' / begins_as}",
+            f"model.path={_base(cell) if begins_as is None else start_folder(cell, out) / 'starts' / begins_as}",
             f"tasks.train={train}",
             f"tasks.validation={CALLS}:held_out?world={cell.base}&split=dev",
             f"tasks.test={CALLS}:held_out?world={cell.base}&split=test",
@@ -164,6 +198,10 @@ def recipe_of(cell: Cell, out: Path, overrides: Sequence[str] = ()) -> Recipe:
             *overrides,
         ],
     )
+
+
+def _base(cell: Cell) -> str:
+    return f"unbraid.lab.base_model:base_path?seed={cell.base}"
 
 
 def responses_in(recipe: Recipe) -> int:
@@ -191,6 +229,8 @@ def cell_folder(cell: Cell, out: Path, overrides: Sequence[str] = ()) -> Path:
     recipe = recipe_of(cell, Path(), overrides)  # relative paths in it: the place of OUT decides nothing
     refined = SAMPLES if METHODS[cell.method].refined else 0
     parts = [recipe.fingerprint(), recipe.evaluate.model_dump(mode="json"), WORLD_VERSION, refined]
+    if cell.method in SERVED:
+        parts += [SERVED[cell.method], SAVED + MARGIN]
     return out / "cells" / f"{cell.name}-{_digest(parts)}"
 
 
@@ -225,11 +265,12 @@ def run_cell(cell: Cell, out: Path, overrides: Sequence[str], tell: Callable[...
         policy = load_policy(recipe.model, recipe.chat)
         evaluate_run(recipe, policy, load_tasks(recipe, policy).test, work, tell)
         (work / "recipe.yaml").write_text(recipe.to_yaml())
+    served = _serve(cell, recipe, work) if cell.method in SERVED else None
     seconds = time.perf_counter() - began
-    result = _result(cell, recipe, work, out, seconds)
+    result = replace(_result(cell, recipe, work, out, seconds), served=served)
 
     def keep(folder: Path) -> None:
-        for name in ("recipe.yaml", "metrics.jsonl", "notes.jsonl", "scores.jsonl", "evaluation.parquet"):
+        for name in ("recipe.yaml", "metrics.jsonl", "notes.jsonl", "scores.jsonl", "evaluation.parquet", SERVED_FILE):
             if (work / name).exists():
                 shutil.copy(work / name, folder / name)
         (folder / "cell.json").write_bytes(TypeAdapter(CellResult).dump_json(result, indent=1))
@@ -239,11 +280,27 @@ def run_cell(cell: Cell, out: Path, overrides: Sequence[str], tell: Callable[...
     return seconds
 
 
-def _result(cell: Cell, recipe: Recipe, work: Path, out: Path, seconds: float) -> CellResult:
+def _serve(cell: Cell, recipe: Recipe, work: Path) -> Served:
+    """Serve what a cell has trained with second thoughts; writes the answers beside its evaluation."""
+    from unbraid.policy import load_policy
+    from unbraid.prepare import load_tasks
+    from unbraid.run import policy_of
+
+    base = load_policy(recipe.model.model_copy(update={"path": _base(cell)}), recipe.chat)
+    tasks = load_tasks(recipe, base)
+    drawn, doubt, spent = with_second_thoughts(base, policy_of(work), tasks.train, tasks.test)
+    write_rollouts(work / SERVED_FILE, drawn)
+    return Served(*_known_and_unknown(cell, drawn), doubt if doubt < float("inf") else None, spent)
+
+
+def _known_and_unknown(cell: Cell, drawn: Sequence[Trajectory]) -> tuple[Part, Part]:
     known = {task.id: bool(task.extra["known"]) for task in held_out(cell.base, "test")}
-    drawn = read_rollouts(work / "evaluation.parquet")
-    on_known = Part.of([t for t in drawn if known[t.task_id]])
-    on_unknown = Part.of([t for t in drawn if not known[t.task_id]])
+    parts = [Part.of([t for t in drawn if known[t.task_id] is which]) for which in (True, False)]
+    return parts[0], parts[1]
+
+
+def _result(cell: Cell, recipe: Recipe, work: Path, out: Path, seconds: float) -> CellResult:
+    on_known, on_unknown = _known_and_unknown(cell, read_rollouts(work / "evaluation.parquet"))
     method = METHODS[cell.method]
     if not method.is_trained:
         return CellResult(cell, on_known, on_unknown, seconds=seconds)

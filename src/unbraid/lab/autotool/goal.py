@@ -5,12 +5,17 @@ from dataclasses import dataclass
 
 from unbraid.evaluate.statistics import Estimate
 from unbraid.lab.autotool.cells import CellResult, Part, mixture
-from unbraid.lab.autotool.methods import CLAIM_SHARE, CLAIM_START, COLLAPSED, SHARES, predicted_collapse
+from unbraid.lab.autotool.methods import (
+    CLAIM_SHARE,
+    CLAIM_START,
+    COLLAPSED,
+    KEPT,
+    SAVED,
+    SHARES,
+    predicted_collapse,
+)
 from unbraid.lab.autotool.paired import Unit, units
 from unbraid.lab.claims import by_base, estimate
-
-SAVED, KEPT = 0.8, 0.95
-"""The goal of `recommended`: this share of the oracle's token saving, at this share of the distilled accuracy."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ THRESHOLDS = {"group": 0.5, "batch": 0.75}
 deviation (one vote per prompt), or centred at one scale for all (½·x against 1½·(1 − x)); see docs/concepts.md."""
 SCALING = {"plain": "group", "autotool_published": "group", "advantage_batch": "batch"}
 """How methods of the sweep scale advantages. `recommended` constrains the rate of the choice, so no vote decides it."""
+SAVED, KEPT = 0.8, 0.95
+"""The goal: this share of the oracle's token saving, at this share of the distilled accuracy."""
 COLLAPSED = 0.05
 """A final think rate below this is a collapse."""
 
@@ -51,6 +53,7 @@ class Method:
 
     start: the start that it is run from whatever the plan says; None = the plan's. layers: recipes on top of `calls`;
     without any there is no RL. base: the base itself, without a warm-up. refined: RL prompts are refined first.
+    serves: the method whose weights these are, answering otherwise: it has no cell of its own.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Method:
     base: bool = False
     mode: Mode = Mode.AUTO
     refined: bool = False
+    serves: str | None = None
 
     @property
     def is_trained(self) -> bool:
@@ -116,7 +120,16 @@ _LIST = (
         ("plain",),
         ("learn.advantage_scale=batch",),
     ),
+    Method(
+        "second_thoughts",
+        "recommended, for answers that the base drafted and was unsure of",
+        Whose.OURS,
+        ("recommended",),
+        serves="recommended",
+    ),
     Method("mode_entropy", "batch scaling, entropy of each choice constrained", Whose.OURS, ("mode_entropy",)),
 )
 METHODS = {method.name: method for method in _LIST}
 """Every method by name, the ones that headline claims need first."""
+SERVED = {method.serves: method.name for method in _LIST if method.serves}
+"""Methods that are served otherwise as well, and what that is called."""

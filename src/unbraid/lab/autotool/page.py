@@ -10,8 +10,8 @@ import matplotlib as mpl
 
 from unbraid.evaluate.metrics import compare
 from unbraid.lab.autotool.cells import Cell, cell_folder
-from unbraid.lab.autotool.goal import KEPT, SAVED, oracle
-from unbraid.lab.autotool.methods import CLAIM_SHARE, CLAIM_START, METHODS, SWEPT, THRESHOLDS
+from unbraid.lab.autotool.goal import oracle
+from unbraid.lab.autotool.methods import CLAIM_SHARE, CLAIM_START, KEPT, METHODS, SAVED, SERVED, SWEPT, THRESHOLDS
 from unbraid.lab.autotool.paired import units
 from unbraid.lab.autotool.table import HEADLINE, Claims
 from unbraid.lab.autotool.terminal import collapse
@@ -62,12 +62,14 @@ def summary(claims: Claims) -> list[str]:
                 f"{method}: {row.accuracy.value:.1%} right for {row.tokens.value:.1f} tokens, thinks on "
                 f"{row.think_rate.value:.0%} (bases: {row.accuracy.n})."
             )
-    met = [r for r in claims.goal if r.method == "recommended"]
-    if met:
+    for method in ("recommended", SERVED["recommended"]):
+        met = [r for r in claims.goal if r.method == method]
+        if not met:
+            continue
         shares = ", ".join(
             f"{r.share:g}: {r.oracle_saving.value:.1f} tokens, {r.saved.value:.0%} at {r.kept.value:.1%}" for r in met
         )
-        lines.append(f"What the oracle saves per known share, and what recommended saves of it and keeps: {shares}.")
+        lines.append(f"What the oracle saves per known share, and what {method} saves of it and keeps: {shares}.")
     return lines
 
 

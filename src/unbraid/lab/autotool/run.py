@@ -37,7 +37,7 @@ def autotool(
     responses = check_budgets(cells, overrides)
     schedule = run_within(work_for(cells, folder, overrides), jobs, minutes, console)
     found = (read_cell(cell, folder, overrides) for cell in cells)
-    results = [result for result in found if result is not None]
+    results = [one for result in found if result is not None for one in result.with_served]
     claims = claims_of(cells, results, schedule.failed, responses)
     folder.mkdir(parents=True, exist_ok=True)
     command = command_of(out, bases, seeds, jobs, minutes, overrides)

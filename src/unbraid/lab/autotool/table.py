@@ -15,7 +15,7 @@ from unbraid.lab.autotool.verdicts import judge_all
 from unbraid.lab.claims import ENOUGH_BASES, Verdict, by_base, estimate
 from unbraid.lab.starts import Start
 
-HEADLINE = ("distilled", "plain", "autotool_published", "recommended")
+HEADLINE = ("distilled", "plain", "autotool_published", "recommended", "second_thoughts")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,11 @@ class Claims:
         return sorted({base for (base, _), unit in found.items() if METHODS.keys() <= unit.keys()})
 
     @property
+    def ran(self) -> int:
+        """Cells of the plan with a result."""
+        return len(self.cells) - len(self.missing)
+
+    @property
     def missing(self) -> list[Cell]:
         """Cells of the plan without a result."""
         there = {result.cell for result in self.results}
@@ -75,8 +80,7 @@ class Claims:
             return f"complete: {done} bases, {len(self.cells)} cells"
         if not self.missing:
             return f"all {len(self.cells)} cells of a smaller plan: {done} bases, where the claims need {ENOUGH_BASES}"
-        ran = len(self.results)
-        return f"partial: full list on {done} of {wanted} bases, {ran} of {len(self.cells)} cells"
+        return f"partial: full list on {done} of {wanted} bases, {self.ran} of {len(self.cells)} cells"
 
 
 def claims_of(
@@ -91,7 +95,7 @@ def claims_of(
         failed,
         [row for start in (CLAIM_START, Start.CLEAR) for row in _rows(results, start)],
         judge_all(results),
-        all_reached(results, ("recommended", *(m for m in SWEPT if m != "recommended"))),
+        all_reached(results, ("second_thoughts", "recommended", *(m for m in SWEPT if m != "recommended"))),
         [coverage(setting, bases, seeds) for setting in SETTINGS],
         responses,
     )
@@ -144,7 +148,7 @@ def last_line(claims: Claims) -> dict[str, Any]:
     return out | {
         "bases": len({base for base, _ in whole}),
         "seeds": len({seed for _, seed in whole}),
-        "cells": len(claims.results),
+        "cells": claims.ran,
         "missing": len(claims.missing),
         "state": claims.state,
     }

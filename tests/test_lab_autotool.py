@@ -32,20 +32,27 @@ from unbraid.lab.autotool.cells import (
     run_cell,
     start_folder,
 )
-from unbraid.lab.autotool.methods import CLAIM_SHARE, METHODS, SHARES, SWEEP_ORDER, SWEPT
+from unbraid.lab.autotool.methods import CLAIM_SHARE, METHODS, SERVED, SHARES, SWEEP_ORDER, SWEPT
 from unbraid.lab.autotool.refined import refine_prompts, refined_set
 from unbraid.lab.autotool.rewards import COST, length_penalty
 from unbraid.lab.autotool.run import autotool, work_for
+from unbraid.lab.autotool.served import DOUBTS, with_second_thoughts
 from unbraid.lab.base_model import base_path
 from unbraid.lab.calls_world import KNOWN, LEVELS, CallsWorld, held_out
 from unbraid.lab.measure import load_start
 from unbraid.lab.starts import Start
 from unbraid.lab.sweep import Schedule, Work, run_within
+from unbraid.learn.log import read_rollouts
+from unbraid.rollout.local import LocalSampler
+from unbraid.rollout.scoring import SingleStep
+from unbraid.rollout.second_thoughts import SecondThoughts
 from unbraid.run import silent
-from unbraid.tasks.reward import RewardConfig, score
+from unbraid.tasks.reward import RewardConfig, reward_function, score
 
 SMALL = ("learn.steps=4", "rollout.prompts=2", "rollout.samples=2", "evaluate.limit=36", "checkpoint.every=1")
 PLAIN = Cell(0, Start.FUZZY, CLAIM_SHARE, "plain", 0)
+RUN = [name for name, method in METHODS.items() if not method.serves]
+"""Methods that have cells of their own."""
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +77,10 @@ def out(tmp_path: Path, warm: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_plan_has_whole_bases_first_and_every_cell_once():
     cells = plan(bases=3, seeds=2)
-    assert [c.method for c in cells[: len(METHODS)]] == list(METHODS)
-    assert {(c.base, c.seed) for c in cells[: len(METHODS)]} == {(0, 0)}
-    assert cells[len(METHODS)].base == 1 and cells[3 * len(METHODS)].seed == 1
-    assert len({c.name for c in cells}) == len(cells) == 6 * (len(METHODS) + 5 + 4 * 6)
+    assert [c.method for c in cells[: len(RUN)]] == RUN
+    assert {(c.base, c.seed) for c in cells[: len(RUN)]} == {(0, 0)}
+    assert cells[len(RUN)].base == 1 and cells[3 * len(RUN)].seed == 1
+    assert len({c.name for c in cells}) == len(cells) == 6 * (len(RUN) + 5 + 4 * 6)
     assert sorted((*SWEEP_ORDER, CLAIM_SHARE)) == list(SHARES)
     clear = [c for c in cells if c.start is Start.CLEAR]
     assert {c.method for c in clear} == {"mixed_warmup", *SWEPT}
@@ -102,8 +109,8 @@ def test_methods_differ_from_plain_in_what_they_are_named_for_and_nothing_else()
         }
 
     plain = flat("plain")
-    for name, method in METHODS.items():
-        if method.is_trained and name != "plain":
+    for name in RUN:
+        if METHODS[name].is_trained and name != "plain":
             other = flat(name)
             changed = {key for key in plain if plain[key] != other[key]}
             assert changed == allowed.get(name, {"constraints"}), name
@@ -146,11 +153,49 @@ def test_a_cell_is_run_once_wherever_its_folder_goes(out: Path, monkeypatch: pyt
 
 
 def test_what_decides_the_result_is_in_the_fingerprint(monkeypatch: pytest.MonkeyPatch):
-    before = {name: cell_folder(replace(PLAIN, method=name), Path()).name for name in METHODS}
-    assert len({name.rpartition("-")[2] for name in before.values()}) == len(METHODS)
+    before = {name: cell_folder(replace(PLAIN, method=name), Path()).name for name in RUN}
+    assert len({name.rpartition("-")[2] for name in before.values()}) == len(RUN)
+    monkeypatch.setattr(cells_module, "MARGIN", 0.05)
+    other = {name: cell_folder(replace(PLAIN, method=name), Path()).name for name in RUN}
+    assert {name for name in RUN if before[name] != other[name]} == SERVED.keys()
     monkeypatch.setattr(cells_module, "WORLD_VERSION", 99)
-    after = {name: cell_folder(replace(PLAIN, method=name), Path()).name for name in METHODS}
+    after = {name: cell_folder(replace(PLAIN, method=name), Path()).name for name in RUN}
     assert not before.items() & after.items()
+
+
+def test_recommended_is_served_with_second_thoughts_too(out: Path):
+    cell = replace(PLAIN, method="recommended")
+    run_cell(cell, out, SMALL, silent)
+    itself, served = (read_cell(cell, out, SMALL) or pytest.fail("no result")).with_served
+    assert (itself.cell, served.cell) == (cell, replace(cell, method="second_thoughts")) and itself.served
+    assert served.end_think_rate is None and served.with_served == [served]
+    assert served.spent_before == itself.served.spent > 0 and served.responses == itself.responses
+    drawn = {t.task_id: t for t in read_rollouts(cell_folder(cell, out, SMALL) / "served.parquet")}
+    tests = [task for task in held_out(0, "test") if task.id in drawn]
+    assert len(drawn) == len(tests) == served.known.tasks + served.unknown.tasks == 36
+    unknown = [drawn[task.id] for task in tests if not task.extra["known"]]
+    assert served.unknown.accuracy == pytest.approx(np.mean([t.correct for t in unknown]))
+    assert served.unknown.tokens == pytest.approx(np.mean([t.response_tokens for t in unknown]))
+    # The base knows what it does not know, whatever ten steps of warm-up and four of RL have made of the weights.
+    again = {
+        which: np.mean([bool(drawn[t.id].parts) for t in tests if t.extra["known"] is which]) for which in (False, True)
+    }
+    assert again[False] > again[True] + 0.5
+    assert served.test().accuracy > itself.test().accuracy
+
+
+def test_the_threshold_keeps_to_the_goals_tokens_where_it_is_chosen():
+    policy, world = load_start(base_path(0)), CallsWorld(0)
+    prompts = world.training_tasks(120, 0.5, 0)
+    drawn, doubt, _ = with_second_thoughts(policy, policy, prompts, prompts)
+    known = [t for t, task in zip(drawn, prompts, strict=True) if task.extra["known"]]
+    long = {task.id: 11 + 10 * (int(task.level) + 1) for task in prompts}
+    saved = sum(long[t.task_id] - t.response_tokens for t in drawn)
+    assert saved >= 0.82 * sum(long[t.task_id] - 10 for t in known)
+    roll = SingleStep(LocalSampler(policy), policy.format, reward_function(RewardConfig()), 96)
+    careful = SecondThoughts(roll, DOUBTS[DOUBTS.index(doubt) - 1], roll)
+    more = careful(prompts, [Mode.AUTO], temperature=0.0, seed=0)
+    assert sum(long[t.task_id] - t.response_tokens for t in more) < 0.82 * sum(long[t.task_id] - 10 for t in known)
 
 
 def test_a_killed_cell_goes_on_and_ends_as_an_unbroken_one(out: Path, monkeypatch: pytest.MonkeyPatch):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from unbraid.chat import Mode
 from unbraid.cli.main import app
-from unbraid.errors import DataError, RecipeError
+from unbraid.errors import CheckpointError, DataError, RecipeError
 from unbraid.evaluate.second_thoughts import DOUBTS, Point, cheapest, most_careful, outcomes, points
 from unbraid.lab.base_model import base_path
 from unbraid.lab.calls_world import CallsWorld, Split
@@ -24,7 +24,7 @@ from unbraid.prepare import load_tasks, roll_of
 from unbraid.recipe import load_recipe
 from unbraid.rollout.local import LocalSampler
 from unbraid.rollout.scoring import SingleStep
-from unbraid.rollout.second_thoughts import SecondThoughts, drawn_until_doubt
+from unbraid.rollout.second_thoughts import SecondThoughts, beginning_kept, drawn_until_doubt
 from unbraid.rollout.trajectory import Finish, Trajectory
 from unbraid.run import train
 from unbraid.run.second_thoughts import second_thoughts
@@ -68,6 +68,31 @@ def test_a_draft_ends_at_the_first_unsure_token_of_a_call(tokens, doubt):
             expected = number
             break
     assert drawn_until_doubt(draft(logprobs, roles, sampled=sampled), doubt) == expected
+
+
+@given(st.data(), st.lists(TOKEN, min_size=1, max_size=12), st.floats(0.001, 4.0))
+def test_what_is_kept_is_what_answers_agree_in(data, tokens, doubt):
+    logprobs, roles, sampled = (list(column) for column in zip(*tokens, strict=True))
+    first = draft(logprobs, roles, sampled=sampled)
+    first.ids[PROMPT:] = data.draw(st.lists(st.integers(0, 1), min_size=len(tokens), max_size=len(tokens)))
+    answer = data.draw(st.lists(st.integers(0, 1), max_size=12))
+    thought = draft([0.0] * (2 + len(answer)), [Role.REASONING] * 2 + [Role.ACTION] * len(answer), Mode.THINK)
+    thought.ids[PROMPT + 2 :] = answer
+    drawn = drawn_until_doubt(first, doubt) or len(tokens)
+    begins = roles.index(Role.ACTION) if Role.ACTION in roles else len(roles)
+    expected = 0
+    for mine, theirs in zip(first.ids[PROMPT + begins : PROMPT + drawn - 1], answer, strict=False):
+        if mine != theirs:
+            break
+        expected += 1
+    assert beginning_kept(first, drawn, thought) == expected
+    assert beginning_kept(replace(first, mode=Mode.NONE), drawn, thought) == 0
+
+
+def test_what_was_given_is_not_written():
+    one = draft([0.0] * 6, [Role.ACTION] * 6, sampled=[False, False, True, False, False, True])
+    assert one.response_tokens == 4
+    assert draft([0.0] * 3, [Role.ACTION] * 3, sampled=[False] * 3).response_tokens == 3
 
 
 def test_thoughts_stand_and_what_cannot_be_read_does_not():
@@ -125,12 +150,16 @@ def test_the_thresholds_differ_in_what_they_do(answers):
 def test_a_draft_and_its_thought_are_both_there_token_for_token(roll, tasks, answers, tmp_path):
     played = SecondThoughts(roll, 0.05)(tasks, [Mode.AUTO], temperature=0.0, seed=0)
     both = [(i, t) for i, t in enumerate(played) if t.parts]
-    assert both
+    assert both and any(t.response_tokens < len(t.response_ids) - t.parts[1].start + t.parts[0].end for _, t in both)
     for i, t in both:
         first, second = t.split()
         free, thought = answers[0][i], answers[1][i]
         assert free.ids[: len(first.ids)].tolist() == first.ids.tolist() and first.mode is second.mode is Mode.THINK
         assert second.ids.tolist() == thought.ids.tolist() and second.roles.tolist() == thought.roles.tolist()
+        given = beginning_kept(free, len(first.ids) - first.prompt_length, thought)
+        assert t.response_tokens == first.response_tokens + thought.response_tokens - given
+        assert second.sampled.sum() == thought.sampled.sum() - given
+        assert not second.logprobs[~second.sampled].any() and np.isnan(second.entropies[~second.sampled]).all()
         assert [part.mode for part in t.parts] == [Mode.NO_THINK, Mode.THINK]
         assert [part.forced for part in t.parts] == [Mode.AUTO, Mode.THINK] and t.forced is Mode.AUTO
         assert t.reward == thought.reward and t.choice_probs == free.choice_probs
@@ -146,6 +175,32 @@ def test_forced_modes_have_none_and_samples_keep_their_places(roll, tasks):
     assert [t.sample for t in played] == [0, 1, 2] * 6
     assert all(t.mode is not Mode.THINK and not t.parts for t in played[1::3])
     assert any(t.parts for t in played[0::3]) and any(t.parts for t in played[2::3])
+
+
+@pytest.fixture(scope="module")
+def base_roll() -> SingleStep:
+    policy = load_start(base_path(0))
+    return SingleStep(LocalSampler(policy), policy.format, reward_function(RewardConfig()), 96)
+
+
+@pytest.mark.parametrize("doubt", [0.01, 0.3])
+def test_others_may_write_drafts(roll, base_roll, tasks, answers, doubt):
+    drafts = base_roll(tasks, [Mode.NO_THINK], temperature=0.0, seed=0)
+    played = SecondThoughts(roll, doubt, base_roll)(tasks, [Mode.AUTO], temperature=0.0, seed=0)
+    right, tokens, again = outcomes(drafts, answers[1], doubt)
+    assert [t.correct for t in played] == right.tolist() and [t.response_tokens for t in played] == tokens.tolist()
+    assert 0 < again.sum() < len(tasks) and {t.forced for t in played} == {Mode.AUTO}
+    for t, one, anew in zip(played, drafts, again, strict=True):
+        assert anew or t.ids.tolist() == one.ids.tolist()
+
+
+def test_others_draft_free_answers_only(roll, base_roll, tasks):
+    modes = [Mode.AUTO, Mode.THINK, Mode.AUTO]
+    played = SecondThoughts(roll, float("inf"), base_roll)([*tasks[:4], tasks[0]], modes, temperature=1.0, seed=3)
+    assert [(t.task_id, t.sample) for t in played[-3:]] == [(tasks[0].id, 3), (tasks[0].id, 4), (tasks[0].id, 5)]
+    assert [t.forced for t in played] == modes * 5
+    assert all(t.mode is not Mode.THINK for t in (*played[0::3], *played[2::3]))
+    assert all(t.mode is Mode.THINK for t in played[1::3])
 
 
 def test_episodes_are_refused():
@@ -208,6 +263,15 @@ def test_the_command_chooses_on_validation_and_shows_the_test(run, capsys):
     assert seconds["accuracy"]["value"] >= itself["accuracy"]["value"]
     page = (run / "second_thoughts.html").read_text()
     assert "<svg" in page and "unbraid second-thoughts" in page
+
+
+def test_the_base_can_draft(run, capsys):
+    assert app(["second-thoughts", str(run), "--keep", "0.9", "--drafts", "base"], standalone_mode=False) in (None, 0)
+    found = json.loads((run / "second_thoughts.json").read_text())
+    assert found["drafts"] == "base" and found["validation"]["points"][-1]["think"] == 0, "told not to think"
+    assert "--drafts base" in (run / "second_thoughts.html").read_text()
+    with pytest.raises(CheckpointError, match="there is no folder"):
+        app(["second-thoughts", str(run), "--drafts", "nobody"], standalone_mode=False)
 
 
 def test_what_cannot_be_had_is_said_in_one_line(run, tmp_path):

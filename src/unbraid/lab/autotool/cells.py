@@ -23,6 +23,7 @@ from pydantic import TypeAdapter
 
 from unbraid.chat.types import Mode
 from unbraid.errors import CheckpointError, RecipeError
+from unbraid.evaluate.evaluate import spread
 from unbraid.lab.autotool.methods import CLAIM_SHARE, CLAIM_START, METHODS, SAVED, SERVED, SWEEP_ORDER, SWEPT
 from unbraid.lab.autotool.refined import SAMPLES, refine_prompts
 from unbraid.lab.autotool.served import MARGIN, with_second_thoughts
@@ -288,7 +289,8 @@ def _serve(cell: Cell, recipe: Recipe, work: Path) -> Served:
 
     base = load_policy(recipe.model.model_copy(update={"path": _base(cell)}), recipe.chat)
     tasks = load_tasks(recipe, base)
-    drawn, doubt, spent = with_second_thoughts(base, policy_of(work), tasks.train, tasks.test)
+    tests = spread(tasks.test, recipe.evaluate.limit)
+    drawn, doubt, spent = with_second_thoughts(base, policy_of(work), tasks.train, tests)
     write_rollouts(work / SERVED_FILE, drawn)
     return Served(*_known_and_unknown(cell, drawn), doubt if doubt < float("inf") else None, spent)
 

@@ -11,6 +11,8 @@ oracle would save against always thinking as the unit:
     free                 without second thoughts
     own anew, base anew  drafts by the same weights, or by the base; what is set aside is written anew after the thought
     own, base            the same, but that what the draft was sure of is kept
+    base, to budget      as `base`, with the most careful threshold that saves .8 on the very test set: found from tokens
+                         alone too, as a server does that is given a number of tokens per task and keeps to it
 
 The goal: at least .95 of the accuracy of always thinking, at least .8 of the saving. The last line is one JSON object.
 """
@@ -56,6 +58,7 @@ STARTS = {
 }
 """A warm-up and its learning rate. `gentle` is `clear` at a fifth of the rate: it moves less of what the base knows."""
 WAYS = ("own anew", "own", "base anew", "base")
+FREE, BUDGET = "free", "base, to budget"
 Floats = NDArray[np.float64]
 
 
@@ -90,9 +93,9 @@ class Answers:
         weights = self.weights(share)
         return self.ways[way][0] @ weights / (weights @ self.right)
 
-    def careful(self, share: float, way: str) -> int:
-        """Which threshold is the smallest that saves enough, with the margin; the last if none is."""
-        enough = self.saved(share, way) >= SAVED + MARGIN
+    def careful(self, share: float, way: str, saving: float) -> int:
+        """Which threshold is the smallest that saves so much; the last if none does."""
+        enough = self.saved(share, way) >= saving
         return int(enough.argmax()) if enough.any() else len(DOUBTS) - 1
 
 
@@ -125,14 +128,17 @@ def look(base: int) -> dict[str, dict[float, dict[str, dict[str, float]]]]:
         ways = [way for way in WAYS if made or way.startswith("base")]
         shown[name] = {}
         for share in SHARES:
-            places = {way: prompts.careful(share, way) for way in ways} | ({"free": len(DOUBTS) - 1} if made else {})
+            places = {way: (way, prompts.careful(share, way, SAVED + MARGIN)) for way in ways}
+            places[BUDGET] = "base", test.careful(share, "base", SAVED)
+            if made:
+                places[FREE] = "own", len(DOUBTS) - 1
             shown[name][share] = {
-                way: {
-                    "kept": float(test.kept(share, way.replace("free", "own"))[at]),
-                    "saved": float(test.saved(share, way.replace("free", "own"))[at]),
+                label: {
+                    "kept": float(test.kept(share, way)[at]),
+                    "saved": float(test.saved(share, way)[at]),
                     "doubt": DOUBTS[at],
                 }
-                for way, at in places.items()
+                for label, (way, at) in places.items()
             }
     return shown
 
@@ -156,7 +162,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file for the JSON object")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    console, shown = Console(), {}
+    console, shown = Console(width=130), {}
     found = []
     for base in track(range(asked.bases), "bases", console=Console(stderr=True)):
         found.append(look(base))

@@ -15,8 +15,8 @@ from unbraid.errors import DataError
 from unbraid.rollout.second_thoughts import beginning_kept, drawn_until_doubt
 from unbraid.rollout.trajectory import Trajectory
 
-DOUBTS = (*np.geomspace(0.003, 3.0, 25).round(4).tolist(), float("inf"))
-"""Thresholds in nats that are looked at: from a token of 99.7 % to one of 5 %, and none at all."""
+DOUBTS = (*np.geomspace(0.001, 3.0, 29).round(4).tolist(), float("inf"))
+"""Thresholds in nats that are looked at: from a token of 99.9 % to one of 5 %, and none at all."""
 
 
 @dataclass(frozen=True)

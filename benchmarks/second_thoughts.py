@@ -4,14 +4,14 @@
     python benchmarks/second_thoughts.py --bases 6 --out FILE     # others are built where they are not in the cache
 
 Each base is warmed up in some way or not at all. Thoughts are by these weights; drafts are free answers by them, or
-direct ones by the base as it was. The threshold is the most careful one that saves .82 on 1600 RL prompts, found from
+direct ones by the base as it was. The threshold is the most careful one that saves .84 on 1600 RL prompts, found from
 tokens without looking at what is right, and is then used on the test set. Per known share, with what the chain-aware
 oracle would save against always thinking as the unit:
 
     free                 without second thoughts
     own anew, base anew  drafts by the same weights, or by the base; what is set aside is written anew after the thought
     own, base            the same, but that what the draft was sure of is kept
-    base, to budget      as `base`, with the most careful threshold that saves .8 on the very test set: found from tokens
+    base, to budget      as `base`, with the most careful threshold that saves .8 on the test set itself: from tokens
                          alone too, as a server does that is given a number of tokens per task and keeps to it
 
 The goal: at least .95 of the accuracy of always thinking, at least .8 of the saving. The last line is one JSON object.

@@ -36,7 +36,7 @@ from unbraid.lab.autotool.methods import CLAIM_SHARE, METHODS, SERVED, SHARES, S
 from unbraid.lab.autotool.refined import refine_prompts, refined_set
 from unbraid.lab.autotool.rewards import COST, length_penalty
 from unbraid.lab.autotool.run import autotool, work_for
-from unbraid.lab.autotool.served import DOUBTS, with_second_thoughts
+from unbraid.lab.autotool.served import DOUBTS, MARGIN, with_second_thoughts
 from unbraid.lab.base_model import base_path
 from unbraid.lab.calls_world import KNOWN, LEVELS, CallsWorld, held_out
 from unbraid.lab.measure import load_start
@@ -191,11 +191,13 @@ def test_the_threshold_keeps_to_the_goals_tokens_where_it_is_chosen():
     known = [t for t, task in zip(drawn, prompts, strict=True) if task.extra["known"]]
     long = {task.id: 11 + 10 * (int(task.level) + 1) for task in prompts}
     saved = sum(long[t.task_id] - t.response_tokens for t in drawn)
-    assert saved >= 0.82 * sum(long[t.task_id] - 10 for t in known)
+    assert saved >= (0.8 + MARGIN) * sum(long[t.task_id] - 10 for t in known)
     roll = SingleStep(LocalSampler(policy), policy.format, reward_function(RewardConfig()), 96)
     careful = SecondThoughts(roll, DOUBTS[DOUBTS.index(doubt) - 1], roll)
     more = careful(prompts, [Mode.AUTO], temperature=0.0, seed=0)
-    assert sum(long[t.task_id] - t.response_tokens for t in more) < 0.82 * sum(long[t.task_id] - 10 for t in known)
+    assert sum(long[t.task_id] - t.response_tokens for t in more) < (0.8 + MARGIN) * sum(
+        long[t.task_id] - 10 for t in known
+    )
 
 
 def test_a_killed_cell_goes_on_and_ends_as_an_unbroken_one(out: Path, monkeypatch: pytest.MonkeyPatch):

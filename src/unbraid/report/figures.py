@@ -188,7 +188,7 @@ def _draw_accuracy_against_tokens(axes: Axes, report: Report) -> None:
     axes.set_xlim(left=0)
     low, high = axes.get_ylim()
     axes.set_ylim(max(low - 4, -3), min(high, 103))
-    _label_points(axes, marks, bars)
+    label_points(axes, marks, bars)
 
 
 def _draw_by_level(axes: Axes, report: Report, measure: str) -> None:
@@ -275,7 +275,7 @@ def _draw_warnings(axes: Axes, runs: Sequence[RunView]) -> None:
             )
 
 
-def _label_points(axes: Axes, marks: Sequence[Mark], bars: Sequence[Box]) -> None:
+def label_points(axes: Axes, marks: Sequence[Mark], bars: Sequence[Box] = ()) -> None:
     """Write each text beside its point where it covers least; a fine line leads to texts that had to move."""
     scale, data = _to_points(axes), axes.transData
     frame = np.array(axes.get_window_extent().transformed(scale).extents)

@@ -58,6 +58,7 @@ METHODS = {
     "plain": Style("vermilion", "o"),
     "autotool_published": Style("plum", "^"),
     "recommended": Style("blue", "D"),
+    "second_thoughts": Style("blue", "*", "--"),
     "direct": Style("slate", "s", ":"),
     "distilled": Style("slate", "v", "--"),
 }

@@ -20,7 +20,7 @@ from unbraid.lab.measure import MAX_NEW_TOKENS
 from unbraid.learn.log import read_rollouts
 from unbraid.report import figures
 from unbraid.report.page import environment, write_page, write_report
-from unbraid.report.palette import MUTED, style_of
+from unbraid.report.palette import HUES, MUTED, Style, style_of
 from unbraid.report.views import Oracle, Report
 
 TITLE = "AutoTool's claims at desk scale"
@@ -39,6 +39,7 @@ def write_claims(path: Path, claims: Claims, command: str) -> None:
         claims=claims,
         methods=METHODS,
         phase=phase_picture(claims, 600, 340),
+        goal=goal_picture(claims, 600, 340),
         share=CLAIM_SHARE,
         enough=ENOUGH_BASES,
         saved=SAVED,
@@ -73,13 +74,46 @@ def summary(claims: Claims) -> list[str]:
     return lines
 
 
+def goal_picture(claims: Claims, width: float, height: float) -> str | None:
+    """SVG: accuracy kept against saving, a line through the known shares of each method; the goal is shaded."""
+    with mpl.rc_context(figures.RC):
+        figure, axes = figures.canvas(width, height, right=30)
+        marks = []
+        for method in (SERVED["recommended"], *SWEPT):
+            style = _style(method)
+            points = sorted(
+                (r.share, 100 * r.saved.value, 100 * r.kept.value) for r in claims.goal if r.method == method
+            )
+            if not points:
+                continue
+            shares, xs, ys = zip(*points, strict=True)
+            axes.plot(xs, ys, color=style.hue.light, marker=style.marker, linestyle=style.line, linewidth=1.4)
+            marks.append(figures.Mark(xs[-1], ys[-1], f"{method}, {shares[-1]:g}", style.hue.light))
+            if len(points) > 1:
+                marks.append(figures.Mark(xs[0], ys[0], f"{shares[0]:g}", style.hue.light))
+        if not marks:
+            return None
+        right = max(axes.get_xlim()[1], 100.0)
+        axes.fill_between([100 * SAVED, right], 100 * KEPT, 101, color=HUES["green"].light, alpha=0.14, linewidth=0)
+        axes.set_xlim(right=right)
+        axes.set_ylim(top=102)
+        axes.set_xlabel("saved, % of what the oracle saves")
+        axes.set_ylabel("accuracy, % of distilled")
+        figures.label_points(axes, marks)
+        return figures.svg(figure, "goal")
+
+
+def _style(method: str) -> Style:
+    return style_of(method, "green" if method == "advantage_batch" else "")
+
+
 def phase_picture(claims: Claims, width: float, height: float) -> str | None:
     """SVG: final think rate against known share, one line per method of the sweep, thresholds as dashed lines."""
     with mpl.rc_context(figures.RC):
         figure, axes = figures.canvas(width, height, right=130)
         marks = []
         for method in SWEPT:
-            style = style_of(method, "green" if method == "advantage_batch" else "")
+            style = _style(method)
             points = [(r.share, 100 * r.think_rate.value) for r in claims.goal if r.method == method]
             if not points:
                 continue

@@ -20,9 +20,10 @@ from unbraid.rollout.trajectory import Trajectory
 from unbraid.tasks.reward import RewardConfig, reward_function
 from unbraid.tasks.task import Task
 
-MARGIN = 0.02
+MARGIN = 0.04
 """Choice: so much more of the oracle's saving is asked for on the RL prompts than the goal asks for on others: what a
-threshold saves on one set of prompts and on another differs by about as much."""
+threshold saves on one set of prompts and on another differs by .03 (standard deviation over bases) and more. Margins of
+.02 were run first, at four shares: one of them then missed the goal's saving by .001."""
 DOUBTS = (*np.geomspace(0.002, 3.0, 120).tolist(), float("inf"))
 """Thresholds to choose from, in nats."""
 

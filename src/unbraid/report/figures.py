@@ -367,6 +367,16 @@ def canvas(width: float, height: float, right: float = 14, bottom: float = 40) -
     return figure, axes
 
 
+def canvases(width: float, height: float) -> tuple[Figure, tuple[Axes, Axes]]:
+    """An empty figure of so many points with two axes side by side."""
+    figure = Figure(figsize=(width / POINTS, height / POINTS), dpi=POINTS)
+    left, right = figure.subplots(1, 2)
+    figure.subplots_adjust(
+        left=LEFT / width, right=1 - 14 / width, top=1 - 14 / height, bottom=40 / height, wspace=2.6 * LEFT / width
+    )
+    return figure, (left, right)
+
+
 def svg(figure: Figure, name: str) -> str:
     """The figure as an inline SVG element: ids made unique on the page, colours as variables of its theme."""
     buffer = io.StringIO()

@@ -86,6 +86,13 @@ _LIST = (
     Method(
         "recommended", "batch scaling, mode rate constrained, mode token weighted, KL", Whose.OURS, ("recommended",)
     ),
+    Method(
+        "second_thoughts",
+        "recommended, for answers that the base drafted and was unsure of",
+        Whose.OURS,
+        ("recommended",),
+        serves="recommended",
+    ),
     Method("autotool_published", "decoupled adaptive entropy; all prompts", Whose.PAPER, _PUBLISHED),
     Method("autotool_refined", "the same on refined prompts", Whose.PAPER, _PUBLISHED, refined=True),
     Method("without_decoupling", "one adaptive constraint for both modes", Whose.ABLATION, _PUBLISHED, (_UNIFIED,)),
@@ -119,13 +126,6 @@ _LIST = (
         Whose.OURS,
         ("plain",),
         ("learn.advantage_scale=batch",),
-    ),
-    Method(
-        "second_thoughts",
-        "recommended, for answers that the base drafted and was unsure of",
-        Whose.OURS,
-        ("recommended",),
-        serves="recommended",
     ),
     Method("mode_entropy", "batch scaling, entropy of each choice constrained", Whose.OURS, ("mode_entropy",)),
 )

@@ -20,12 +20,13 @@ from unbraid.lab.measure import MAX_NEW_TOKENS
 from unbraid.learn.log import read_rollouts
 from unbraid.report import figures
 from unbraid.report.page import environment, write_page, write_report
-from unbraid.report.palette import HUES, MUTED, Style, style_of
+from unbraid.report.palette import MUTED, Style, style_of
 from unbraid.report.views import Oracle, Report
 
 TITLE = "AutoTool's claims at desk scale"
 SHOWN = ("direct", "distilled", "plain", "autotool_published", "recommended", "advantage_batch", "mode_entropy")
 """Methods on the page of one base: more lines than these cannot be told apart."""
+GOAL_LABELS = ("saved, % of what the oracle saves", "accuracy, % of distilled")
 
 
 def write_claims(path: Path, claims: Claims, command: str) -> None:
@@ -39,7 +40,7 @@ def write_claims(path: Path, claims: Claims, command: str) -> None:
         claims=claims,
         methods=METHODS,
         phase=phase_picture(claims, 600, 340),
-        goal=goal_picture(claims, 600, 340),
+        goal=goal_picture(claims, 760, 300),
         share=CLAIM_SHARE,
         enough=ENOUGH_BASES,
         saved=SAVED,
@@ -75,31 +76,35 @@ def summary(claims: Claims) -> list[str]:
 
 
 def goal_picture(claims: Claims, width: float, height: float) -> str | None:
-    """SVG: accuracy kept against saving, a line through the known shares of each method; the goal is shaded."""
+    """SVG: saving and accuracy of our methods against known share, side by side; dashes are what the goal asks for."""
+    methods = (SERVED["recommended"], "recommended")
+    lines = {name: sorted((r for r in claims.goal if r.method == name), key=lambda r: r.share) for name in methods}
+    if not any(lines.values()):
+        return None
     with mpl.rc_context(figures.RC):
-        figure, axes = figures.canvas(width, height, right=30)
-        marks = []
-        for method in (SERVED["recommended"], *SWEPT):
-            style = _style(method)
-            points = sorted(
-                (r.share, 100 * r.saved.value, 100 * r.kept.value) for r in claims.goal if r.method == method
-            )
-            if not points:
-                continue
-            shares, xs, ys = zip(*points, strict=True)
-            axes.plot(xs, ys, color=style.hue.light, marker=style.marker, linestyle=style.line, linewidth=1.4)
-            marks.append(figures.Mark(xs[-1], ys[-1], f"{method}, {shares[-1]:g}", style.hue.light))
-            if len(points) > 1:
-                marks.append(figures.Mark(xs[0], ys[0], f"{shares[0]:g}", style.hue.light))
-        if not marks:
-            return None
-        right = max(axes.get_xlim()[1], 100.0)
-        axes.fill_between([100 * SAVED, right], 100 * KEPT, 101, color=HUES["green"].light, alpha=0.14, linewidth=0)
-        axes.set_xlim(right=right)
-        axes.set_ylim(top=102)
-        axes.set_xlabel("saved, % of what the oracle saves")
-        axes.set_ylabel("accuracy, % of distilled")
-        figures.label_points(axes, marks)
+        figure, both = figures.canvases(width, height)
+        for axes, field, label, goal in zip(both, ("saved", "kept"), GOAL_LABELS, (SAVED, KEPT), strict=True):
+            marks = []
+            for method, reached in lines.items():
+                if not reached:
+                    continue
+                style, shares, numbers = (
+                    style_of(method),
+                    [r.share for r in reached],
+                    [getattr(r, field) for r in reached],
+                )
+                low, high = ([100 * (getattr(e, end) or e.value) for e in numbers] for end in ("low", "high"))
+                middle = [100 * e.value for e in numbers]
+                axes.fill_between(shares, low, high, color=style.hue.light, alpha=0.12, linewidth=0)
+                axes.plot(
+                    shares, middle, color=style.hue.light, marker=style.marker, linestyle=style.line, linewidth=1.6
+                )
+                marks.append(figures.Mark(shares[-1], middle[-1], method, style.hue.light))
+            axes.axhline(100 * goal, color=MUTED.light, linewidth=1.1, linestyle=(0, (4, 3)))
+            axes.set_xlim(0.2, 0.9)
+            axes.set_xlabel("share of known prompts")
+            axes.set_ylabel(label)
+            figures.label_points(axes, marks)
         return figures.svg(figure, "goal")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ import pytest
 from unbraid.evaluate.statistics import mean_over_runs
 from unbraid.lab.autotool.cells import Cell, CellResult, Part, plan
 from unbraid.lab.autotool.goal import oracle, reached
-from unbraid.lab.autotool.methods import CLAIM_SHARE, METHODS
+from unbraid.lab.autotool.methods import CLAIM_SHARE, COLLAPSED, METHODS
 from unbraid.lab.autotool.page import phase_picture, summary, write_claims
 from unbraid.lab.autotool.paired import SETTINGS, Setting, coverage, t_intervals, units
-from unbraid.lab.autotool.table import Claims, as_json, claims_of, last_line
+from unbraid.lab.autotool.table import HEADLINE, Claims, as_json, claims_of, last_line
 from unbraid.lab.autotool.terminal import tables
 from unbraid.lab.autotool.verdicts import CLAIMS, judge_all
 from unbraid.lab.claims import Claim, Ruling, by_base, judge
@@ -181,6 +182,29 @@ def test_the_vote_predicts_who_stops_thinking():
         assert found and found.is_as_predicted == as_predicted, (method, share)
 
 
+def test_most_bases_decide_whether_thinking_was_given_up_and_the_means_whether_the_goal_is_met():
+    ends, tokens = (0.01, 0.01, 0.02, 0.9), (20.0, 20.0, 20.0, 35.0)
+    results = [
+        outcome(method, base, share=share, end=end, tokens=n, known=known)
+        for base in range(4)
+        for method, share, end, n, known in (
+            ("direct", CLAIM_SHARE, None, 10.0, Part(100, 1.0, 10.0, 0.0)),
+            ("distilled", CLAIM_SHARE, None, 40.0, Part(100, 0.9, 40.0, 1.0)),
+            ("plain", 0.85, ends[base], 40.0, Part(100, 0.9, tokens[base], 0.4)),
+        )
+    ]
+    found = reached(results, "plain", 0.85)
+    assert found and found.stopped_on == 3 and found.has_collapsed and found.think_rate.value > COLLAPSED
+    assert found.saved.value == pytest.approx(np.mean([(40 - n) / 30 for n in tokens])) and not found.is_met
+    assert (found.met_on, found.kept.value) == (0, pytest.approx(1))
+    cheap = [
+        replace(r, known=replace(r.known, tokens=r.known.tokens - 5)) if r.cell.method == "plain" else r
+        for r in results
+    ]
+    better = reached(cheap, "plain", 0.85)
+    assert better and better.met_on == 3 and not better.is_met
+
+
 def claims(results: list[CellResult], bases: int = 6) -> Claims:
     return claims_of(plan(bases, 1), results, {}, 12_800)
 
@@ -196,8 +220,8 @@ def test_the_last_line():
 
 
 def test_a_partial_run_says_so_everywhere(tmp_path: Path):
-    found = claims(planted(bases=1)[:9])
-    assert "partial: full list on 0 of 6 bases, 9 of 270 cells" in as_json(found)["state"]
+    found = claims(planted(bases=1)[:9])  # the ninth is served, and no cell
+    assert "partial: full list on 0 of 6 bases, 8 of 270 cells" in as_json(found)["state"]
     assert {v["verdict"] for v in as_json(found)["verdicts"]} == {"too few bases to say"}
     assert summary(found)[0].startswith("Partial: full list on 0 of 6 bases")
     write_claims(tmp_path / "claims.html", found, "unbraid lab autotool")
@@ -234,3 +258,20 @@ def test_what_is_written_of_the_run_is_what_was_run():
     for one in found["shares"]:
         numbers = f"{100 * one['saved']['value']:.1f} | {100 * one['accuracy_kept']['value']:.1f}"
         assert any(f"| {one['share']} | {one['method']} |" in line and numbers in line for line in rows), one
+
+
+def test_the_readme_has_the_numbers_of_the_run():
+    root = Path(__file__).parent.parent
+    found = json.loads((root / "benchmarks/results/autotool.json").read_text())
+    lines = [line for line in (root / "README.md").read_text().splitlines() if line.startswith("| ")]
+    names = {"second_thoughts": "recommended, with second thoughts", "direct": "direct (the base, told not to think)"}
+    for row in found["methods"]:
+        if row["method"] in HEADLINE and row["start"] != "clear":
+            name = names.get(row["method"], row["method"])
+            (line,) = (line for line in lines if line.startswith(f"| {name} |"))
+            shown = [cell.split(" (")[0].strip() for cell in line.split("|")[2:5]]
+            assert shown == [
+                f"{100 * row['accuracy']['value']:.1f}",
+                f"{row['tokens']['value']:.1f}",
+                f"{100 * row['think_rate']['value']:.0f}",
+            ]

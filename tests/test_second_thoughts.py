@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -289,3 +290,20 @@ def test_what_cannot_be_had_is_said_in_one_line(run, tmp_path):
     acting = load_recipe(["search-world"], [])
     with pytest.raises(RecipeError, match="single responses"):
         second_thoughts(acting, policy, tasks, folder, roll)
+
+
+def test_the_page_has_the_numbers_of_the_benchmark():
+    root = Path(__file__).parent.parent
+    found = json.loads((root / "benchmarks/results/second_thoughts.json").read_text())
+    page = (root / "docs/second-thoughts.md").read_text()
+    assert found["bases"] == 6
+    for start, ways in (
+        ("none", ("base anew", "base", "base, to budget")),
+        ("gentle", ("free", "own anew", "own", "base")),
+    ):
+        for share, numbers in found[start].items():
+            cells = [
+                f"{100 * numbers[way]['kept'][0]:.1f} / {100 * numbers[way]['saved'][0]:.0f} ({numbers[way]['met']})"
+                for way in ways
+            ]
+            assert f"| {share.removeprefix('0')} | {' | '.join(cells)} |" in page

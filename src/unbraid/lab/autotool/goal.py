@@ -23,7 +23,8 @@ class Reached:
     """One method at one share, on test sets of that share. Estimates are over bases.
 
     oracle_saving: tokens that the chain-aware oracle saves against distilled. saved: share of it that the method saves.
-    kept: accuracy over that of distilled. think_rate: of sampled responses at the end of training.
+    kept: accuracy over that of distilled. think_rate: of sampled responses at the end of training; of answers to the
+        tests where there is no training. met_on, stopped_on: on how many bases the goal is met; thinking is given up.
     """
 
     share: float
@@ -32,6 +33,8 @@ class Reached:
     saved: Estimate
     kept: Estimate
     think_rate: Estimate
+    met_on: int
+    stopped_on: int
 
     @property
     def is_met(self) -> bool:
@@ -40,8 +43,8 @@ class Reached:
 
     @property
     def has_collapsed(self) -> bool:
-        """Whether it gave up thinking, by the mean."""
-        return self.think_rate.value < COLLAPSED
+        """Whether it gave up thinking on most bases."""
+        return 2 * self.stopped_on > self.think_rate.n
 
     @property
     def is_as_predicted(self) -> bool:
@@ -75,9 +78,14 @@ def reached(results: Sequence[CellResult], method: str, share: float) -> Reached
         end = unit[method].end_think_rate
         return unit[method].test(share).think_rate if end is None else end
 
-    measures = [estimate(by_base(found, measure)) for measure in (saving, saved, kept, rate)]
-    numbers = [number for number in measures if number is not None]
-    return Reached(share, method, *numbers) if len(numbers) == len(measures) else None
+    savings, shares, accuracies, rates = (by_base(found, measure) for measure in (saving, saved, kept, rate))
+    oracle_saving, share_saved = estimate(savings), estimate(shares)
+    accuracy, think_rate = estimate(accuracies), estimate(rates)
+    if not (oracle_saving and share_saved and accuracy and think_rate):
+        return None
+    met_on = sum(shares[base] >= SAVED and accuracies[base] >= KEPT for base in shares)
+    stopped_on = sum(end < COLLAPSED for end in rates.values())
+    return Reached(share, method, oracle_saving, share_saved, accuracy, think_rate, met_on, stopped_on)
 
 
 def all_reached(results: Sequence[CellResult], methods: Sequence[str]) -> list[Reached]:

@@ -14,7 +14,7 @@ from unbraid.lab.autotool.goal import oracle
 from unbraid.lab.autotool.methods import CLAIM_SHARE, CLAIM_START, KEPT, METHODS, SAVED, SERVED, SWEPT, THRESHOLDS
 from unbraid.lab.autotool.paired import units
 from unbraid.lab.autotool.table import HEADLINE, Claims
-from unbraid.lab.autotool.terminal import collapse
+from unbraid.lab.autotool.terminal import collapse, goal
 from unbraid.lab.claims import ENOUGH_BASES
 from unbraid.lab.measure import MAX_NEW_TOKENS
 from unbraid.learn.log import read_rollouts
@@ -33,7 +33,7 @@ def write_claims(path: Path, claims: Claims, command: str) -> None:
     """Write the page of all bases."""
     template = files("unbraid.lab.autotool").joinpath("claims.html.j2").read_text(encoding="utf-8")
     made = environment()
-    made.filters["collapse"] = collapse
+    made.filters |= {"collapse": collapse, "goal": goal}
     html = made.from_string(template).render(
         title=TITLE,
         summary=summary(claims),

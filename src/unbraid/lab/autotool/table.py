@@ -198,6 +198,8 @@ def as_json(claims: Claims) -> dict[str, Any]:
                 "accuracy_kept": _numbers(r.kept),
                 "think_rate": _numbers(r.think_rate),
                 "goal_met": r.is_met,
+                "goal_met_on": r.met_on,
+                "collapsed_on": r.stopped_on,
             }
             for r in claims.goal
         ],

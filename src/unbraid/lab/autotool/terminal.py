@@ -74,13 +74,20 @@ def _shares(claims: Claims) -> Table:
     table = _table("Known share", *columns)
     for r in claims.goal:
         numbers = (shown(r.oracle_saving), shown(r.saved, 100), shown(r.kept, 100), shown(r.think_rate, 100))
-        table.add_row(r.method, f"{r.share:g}", *numbers, collapse(r), "met" if r.is_met else "–")
+        table.add_row(r.method, f"{r.share:g}", *numbers, collapse(r), goal(r))
     return table
 
 
 def collapse(r: Reached) -> str:
-    """Whether it gave up thinking, and whether that was predicted."""
-    return ("yes" if r.has_collapsed else "no") + (", as predicted" if r.is_as_predicted else ", against prediction")
+    """On how many bases it gave up thinking, and whether that was predicted of most."""
+    return f"on {r.stopped_on} of {r.think_rate.n}" + (
+        ", as predicted" if r.is_as_predicted else ", against prediction"
+    )
+
+
+def goal(r: Reached) -> str:
+    """Whether the goal is met by the means, and on how many bases."""
+    return f"{'met' if r.is_met else '–'}, on {r.met_on} of {r.kept.n}"
 
 
 def _coverage(claims: Claims) -> Table:

@@ -12,7 +12,7 @@ from unbraid.evaluate.statistics import mean_over_runs
 from unbraid.lab.autotool.cells import Cell, CellResult, Part, plan
 from unbraid.lab.autotool.goal import oracle, reached
 from unbraid.lab.autotool.methods import CLAIM_SHARE, COLLAPSED, METHODS
-from unbraid.lab.autotool.page import phase_picture, summary, write_claims
+from unbraid.lab.autotool.page import goal_picture, phase_picture, summary, write_claims
 from unbraid.lab.autotool.paired import SETTINGS, Setting, coverage, t_intervals, units
 from unbraid.lab.autotool.table import HEADLINE, Claims, as_json, claims_of, last_line
 from unbraid.lab.autotool.terminal import tables
@@ -241,6 +241,8 @@ def test_the_page_shows_every_claim_method_and_share(tmp_path: Path):
     assert "http" not in page.replace("http://www.w3.org", "")
     assert (phase_picture(found, 600, 340) or "").count("<svg") == 1
     assert phase_picture(claims([]), 600, 340) is None
+    drawn = goal_picture(found, 760, 300) or ""
+    assert drawn.count("<svg") == 1 and "second_thoughts" in drawn and goal_picture(claims([]), 760, 300) is None
     assert len(tables(found)) == 4
 
 

@@ -372,7 +372,7 @@ def canvases(width: float, height: float) -> tuple[Figure, tuple[Axes, Axes]]:
     figure = Figure(figsize=(width / POINTS, height / POINTS), dpi=POINTS)
     left, right = figure.subplots(1, 2)
     figure.subplots_adjust(
-        left=LEFT / width, right=1 - 14 / width, top=1 - 14 / height, bottom=40 / height, wspace=2.6 * LEFT / width
+        left=LEFT / width, right=1 - 14 / width, top=1 - 14 / height, bottom=40 / height, wspace=3.0 * LEFT / width
     )
     return figure, (left, right)
 

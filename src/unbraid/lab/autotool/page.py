@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib as mpl
 
 from unbraid.evaluate.metrics import compare
+from unbraid.evaluate.statistics import Estimate
 from unbraid.lab.autotool.cells import Cell, cell_folder
 from unbraid.lab.autotool.goal import oracle
 from unbraid.lab.autotool.methods import CLAIM_SHARE, CLAIM_START, KEPT, METHODS, SAVED, SERVED, SWEPT, THRESHOLDS
@@ -83,29 +84,33 @@ def goal_picture(claims: Claims, width: float, height: float) -> str | None:
         return None
     with mpl.rc_context(figures.RC):
         figure, both = figures.canvases(width, height)
-        for axes, field, label, goal in zip(both, ("saved", "kept"), GOAL_LABELS, (SAVED, KEPT), strict=True):
+        # Each line is named at the end where the two are further apart.
+        panels = zip(both, ("saved", "kept"), GOAL_LABELS, (SAVED, KEPT), (0, -1), strict=True)
+        for axes, field, label, goal, end in panels:
             marks = []
             for method, reached in lines.items():
                 if not reached:
                     continue
-                style, shares, numbers = (
-                    style_of(method),
-                    [r.share for r in reached],
-                    [getattr(r, field) for r in reached],
-                )
-                low, high = ([100 * (getattr(e, end) or e.value) for e in numbers] for end in ("low", "high"))
+                style, shares = style_of(method), [r.share for r in reached]
+                numbers: list[Estimate] = [getattr(r, field) for r in reached]
+                low, high = ([100 * _side(e, side) for e in numbers] for side in ("low", "high"))
                 middle = [100 * e.value for e in numbers]
                 axes.fill_between(shares, low, high, color=style.hue.light, alpha=0.12, linewidth=0)
                 axes.plot(
                     shares, middle, color=style.hue.light, marker=style.marker, linestyle=style.line, linewidth=1.6
                 )
-                marks.append(figures.Mark(shares[-1], middle[-1], method, style.hue.light))
+                marks.append(figures.Mark(shares[end], middle[end], method, style.hue.light))
             axes.axhline(100 * goal, color=MUTED.light, linewidth=1.1, linestyle=(0, (4, 3)))
             axes.set_xlim(0.2, 0.9)
             axes.set_xlabel("share of known prompts")
             axes.set_ylabel(label)
             figures.label_points(axes, marks)
         return figures.svg(figure, "goal")
+
+
+def _side(e: Estimate, side: str) -> float:
+    bound = getattr(e, side)
+    return e.value if bound is None else bound
 
 
 def _style(method: str) -> Style:

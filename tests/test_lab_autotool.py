@@ -187,12 +187,12 @@ def test_recommended_is_served_with_second_thoughts_too(out: Path):
 def test_the_threshold_keeps_to_the_goals_tokens_where_it_is_chosen():
     policy, world = load_start(base_path(0)), CallsWorld(0)
     prompts = world.training_tasks(120, 0.5, 0)
-    drawn, doubt, _ = with_second_thoughts(policy, policy, prompts, prompts)
+    roll = SingleStep(LocalSampler(policy), policy.format, reward_function(RewardConfig()), 96)
+    drawn, doubt, _ = with_second_thoughts(roll, roll, prompts, prompts)
     known = [t for t, task in zip(drawn, prompts, strict=True) if task.extra["known"]]
     long = {task.id: 11 + 10 * (int(task.level) + 1) for task in prompts}
     saved = sum(long[t.task_id] - t.response_tokens for t in drawn)
     assert saved >= (0.8 + MARGIN) * sum(long[t.task_id] - 10 for t in known)
-    roll = SingleStep(LocalSampler(policy), policy.format, reward_function(RewardConfig()), 96)
     careful = SecondThoughts(roll, DOUBTS[DOUBTS.index(doubt) - 1], roll)
     more = careful(prompts, [Mode.AUTO], temperature=0.0, seed=0)
     assert sum(long[t.task_id] - t.response_tokens for t in more) < (0.8 + MARGIN) * sum(

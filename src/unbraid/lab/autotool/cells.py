@@ -284,13 +284,14 @@ def run_cell(cell: Cell, out: Path, overrides: Sequence[str], tell: Callable[...
 def _serve(cell: Cell, recipe: Recipe, work: Path) -> Served:
     """Serve what a cell has trained with second thoughts; writes the answers beside its evaluation."""
     from unbraid.policy import load_policy
-    from unbraid.prepare import load_tasks
+    from unbraid.prepare import load_tasks, roll_of
     from unbraid.run import policy_of
 
     base = load_policy(recipe.model.model_copy(update={"path": _base(cell)}), recipe.chat)
     tasks = load_tasks(recipe, base)
     tests = spread(tasks.test, recipe.evaluate.limit)
-    drawn, doubt, spent = with_second_thoughts(base, policy_of(work), tasks.train, tests)
+    drafting, thinking = (roll_of(recipe, policy) for policy in (base, policy_of(work)))
+    drawn, doubt, spent = with_second_thoughts(drafting, thinking, tasks.train, tests)
     write_rollouts(work / SERVED_FILE, drawn)
     return Served(*_known_and_unknown(cell, drawn), doubt if doubt < float("inf") else None, spent)
 

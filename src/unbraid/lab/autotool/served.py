@@ -11,13 +11,9 @@ import numpy as np
 from unbraid.chat.types import Mode
 from unbraid.evaluate.second_thoughts import most_careful, points
 from unbraid.lab.autotool.methods import SAVED
-from unbraid.lab.measure import MAX_NEW_TOKENS
-from unbraid.policy import Policy
-from unbraid.rollout.local import LocalSampler
-from unbraid.rollout.scoring import SingleStep
+from unbraid.rollout.scoring import Roll
 from unbraid.rollout.second_thoughts import SecondThoughts
 from unbraid.rollout.trajectory import Trajectory
-from unbraid.tasks.reward import RewardConfig, reward_function
 from unbraid.tasks.task import Task
 
 MARGIN = 0.04
@@ -29,18 +25,15 @@ DOUBTS = (*np.geomspace(0.002, 3.0, 120).tolist(), float("inf"))
 
 
 def with_second_thoughts(
-    base: Policy, trained: Policy, prompts: Sequence[Task], tests: Sequence[Task]
+    drafting: Roll, thinking: Roll, prompts: Sequence[Task], tests: Sequence[Task]
 ) -> tuple[list[Trajectory], float, int]:
     """Greedy answers to the tests, the doubt in nats that was chosen for them (infinite where even drafts alone take
     too many tokens), and the tokens that choosing drew.
 
     Args:
-        prompts: of the RL set, as they come: their known share is that of the budget.
+        drafting, thinking: the base's and the trained weights'. prompts: of the RL set, as they come: their known share
+            is that of the budget.
     """
-    drafting, thinking = (
-        SingleStep(LocalSampler(policy), policy.format, reward_function(RewardConfig()), MAX_NEW_TOKENS)
-        for policy in (base, trained)
-    )
     drafts = drafting(prompts, [Mode.NO_THINK], temperature=0.0, seed=0)
     thoughts = thinking(prompts, [Mode.THINK], temperature=0.0, seed=0)
     known = np.array([bool(task.extra["known"]) for task in prompts])

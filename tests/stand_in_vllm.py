@@ -10,8 +10,9 @@ import copy
 import json
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Self
 
 import peft
@@ -73,13 +74,13 @@ class StandIn:
 
     # -- its life --------------------------------------------------------------------------------------------------
 
-    def start(self, port: int = 0) -> Self:
+    def start(self) -> Self:
         """Listen; returns when it does."""
         ready = threading.Event()
 
         async def listen() -> None:
             self._server = web.Server(self._handle, handler_cancellation=True, access_log=None)
-            self._listening = await self._loop.create_server(self._server, "127.0.0.1", port)
+            self._listening = await self._loop.create_server(self._server, "127.0.0.1", 0)
             self.url = f"http://127.0.0.1:{self._listening.sockets[0].getsockname()[1]}"
             ready.set()
 
@@ -102,14 +103,21 @@ class StandIn:
         """As `unbraid.vllm.server.Server.died`."""
         return f"vLLM at {self.url} was killed by SIGKILL: it said nothing" if self._dead else None
 
-    def die(self) -> None:
-        """Go, with every connection; from any thread."""
-        self._loop.call_soon_threadsafe(self._die)
+    def die(self, turns: int = 0) -> None:
+        """Go, with every connection, so many turns of the event loop from now; from any thread."""
+        self._loop.call_soon_threadsafe(partial(self.die, turns - 1) if turns else self._die)
+
+    def within(self, work: Callable[[], None]) -> None:
+        """Do something in the server's thread; returns when it is done."""
+        done = threading.Event()
+        self._loop.call_soon_threadsafe(lambda: (work(), done.set()))
+        assert done.wait(20)
 
     def stop(self) -> None:
         """As `unbraid.vllm.server.Server.stop`."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._die)
+            self._loop.call_soon_threadsafe(self._bury)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(20)
 
@@ -120,14 +128,28 @@ class StandIn:
         self.stop()
 
     def _die(self) -> None:
+        if self._dead:
+            return
         self._dead = True
-        address = self._listening.sockets[0].getsockname() if self._listening.is_serving() else None
+        self._abort()
+        # Connections that were accepted but not made yet are known to nobody: they would live on, and be answered. So
+        # no more are accepted, and the port closes when those have come up.
+        for listening in self._listening.sockets:
+            self._loop.remove_reader(listening.fileno())
+        self._loop.call_later(0.02, self._bury)
+
+    def _bury(self) -> None:
+        self._abort()
+        if not self._listening.is_serving():
+            return
+        address = self._listening.sockets[0].getsockname()
         self._listening.close()
-        if address:
-            # The port stays taken, though nobody listens there: another test's server must not answer for this one.
-            self._grave = socket.socket()
-            self._grave.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._grave.bind(address)
+        # The port stays taken, though nobody listens there: another test's server must not answer for this one.
+        self._grave = socket.socket()
+        self._grave.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._grave.bind(address)
+
+    def _abort(self) -> None:
         for connection in self._server.connections:
             if connection.transport:
                 connection.transport.abort()
@@ -146,12 +168,14 @@ class StandIn:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         body = json.loads(await request.read() or b"{}")
+        if self._dead:
+            return await _silence()
         self.asked.append((request.path_qs, body))
         trouble = self._next_trouble(request.path)
         if trouble and trouble.kind == "die":
             self._die()
         if trouble and trouble.kind in ("hang", "die"):
-            await asyncio.sleep(3600)
+            return await _silence()
         if trouble and trouble.kind == "status":
             return _error(trouble.status, "EngineCore encountered an issue.\nSee stack trace (above).")
         if trouble and trouble.kind == "garbage":
@@ -305,6 +329,12 @@ class StandIn:
 def _error(status: int, message: str) -> web.Response:
     error = {"message": message, "type": "InternalServerError", "param": None, "code": status}
     return web.json_response({"error": error}, status=status)
+
+
+async def _silence() -> web.Response:
+    """No answer: whoever waits for it gives up, or its connection ends."""
+    await asyncio.sleep(3600)
+    raise AssertionError("somebody waited for an hour")
 
 
 async def _half(request: web.BaseRequest, answer: bytes) -> web.StreamResponse:

@@ -1,8 +1,10 @@
 """Servers that fail: nothing that arrived is lost, nothing comes twice, what cannot be mended is one line."""
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,25 @@ def starts() -> Iterator[Callable[..., Starts]]:
     yield make
     for one in made:
         one.stop()
+
+
+@pytest.mark.parametrize("turns", range(7))
+def test_a_dead_stand_in_answers_nobody(server: StandIn, turns: int):
+    """Nor who connects at the moment of its death, of whose connection its event loop alone knows yet."""
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with socket.socket() as client:
+        client.settimeout(5)
+
+        def connect() -> None:
+            client.connect((host, int(port)))
+            server.die(turns)
+
+        server.within(connect)
+        while not server.died():
+            time.sleep(0.001)
+        with suppress(ConnectionError):
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: stand-in\r\n\r\n")
+            assert client.recv(1) == b""
 
 
 @pytest.mark.parametrize("first", [0, 3, 9])

@@ -11,8 +11,10 @@ oracle would save against always thinking as the unit:
     free                 without second thoughts
     own anew, base anew  drafts by the same weights, or by the base; what is set aside is written anew after the thought
     own, base            the same, but that what the draft was sure of is kept
-    base, to budget      as `base`, with the most careful threshold that saves .8 on the test set itself: from tokens
-                         alone too, as a server does that is given a number of tokens per task and keeps to it
+    base, allowance      as `base`, but that the threshold follows what a stream of tests took, so that it keeps to the
+                         tokens that save .84 on the prompts: as many of these as make the share
+    base, choice first   the same, and what the warmed-up weights are sure to think about they think about at once; how
+                         sure, their rewards on the prompts say
 
 The goal: at least .95 of the accuracy of always thinking, at least .8 of the saving. The last line is one JSON object.
 """
@@ -20,6 +22,7 @@ The goal: at least .95 of the accuracy of always thinking, at least .8 of the sa
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +36,9 @@ from rich.table import Table
 from unbraid.chat.types import Mode
 from unbraid.evaluate.second_thoughts import outcomes
 from unbraid.evaluate.statistics import mean_over_runs
-from unbraid.lab.autotool.cells import PROMPTS
+from unbraid.lab.autotool.cells import PROMPTS, Part, mixture
 from unbraid.lab.autotool.methods import KEPT, SAVED, SHARES
-from unbraid.lab.autotool.served import DOUBTS, MARGIN
+from unbraid.lab.autotool.served import DOUBTS, MARGIN, stream, with_second_thoughts
 from unbraid.lab.base_model import base_path
 from unbraid.lab.calls_world import CallsWorld, Split
 from unbraid.lab.measure import MAX_NEW_TOKENS, load_start
@@ -45,7 +48,7 @@ from unbraid.learn.supervised import SupervisedTrainer
 from unbraid.policy import Policy
 from unbraid.rollout.local import LocalSampler
 from unbraid.rollout.scoring import SingleStep
-from unbraid.rollout.second_thoughts import beginning_kept, drawn_until_doubt
+from unbraid.rollout.second_thoughts import Allowance
 from unbraid.rollout.trajectory import Trajectory
 from unbraid.tasks.reward import RewardConfig, reward_function
 from unbraid.tasks.task import Task
@@ -58,7 +61,7 @@ STARTS = {
 }
 """A warm-up and its learning rate. `gentle` is `clear` at a fifth of the rate: it moves less of what the base knows."""
 WAYS = ("own anew", "own", "base anew", "base")
-FREE, BUDGET = "free", "base, to budget"
+FREE, ALLOWANCE, CHOICE = "free", "base, allowance", "base, choice first"
 Floats = NDArray[np.float64]
 
 
@@ -66,27 +69,30 @@ class Answers:
     """Tasks answered by some weights, greedily, and what every threshold makes of it: by draft, (threshold, task)."""
 
     def __init__(self, policy: Policy, tasks: Sequence[Task], direct: Sequence[Trajectory]):
-        thoughts, free = greedy(policy, tasks, Mode.THINK), greedy(policy, tasks, Mode.AUTO)
+        self.tasks, self.direct = tasks, direct
+        self.thoughts, self.free = greedy(policy, tasks, Mode.THINK), greedy(policy, tasks, Mode.AUTO)
         self.known = np.array([bool(task.extra["known"]) for task in tasks])
-        self.thinking = np.array([t.response_tokens for t in thoughts], dtype=float)
-        self.right = np.array([t.correct for t in thoughts], dtype=float)
-        self.direct = np.array([t.response_tokens for t in direct], dtype=float)
+        self.thinking = np.array([t.response_tokens for t in self.thoughts], dtype=float)
+        self.right = np.array([t.correct for t in self.thoughts], dtype=float)
+        self.short = np.array([t.response_tokens for t in direct], dtype=float)
         self.ways: dict[str, tuple[Floats, Floats]] = {}
-        for writer, drafts in (("own", free), ("base", direct)):
-            found = [outcomes(drafts, thoughts, doubt) for doubt in DOUBTS]
-            right, tokens = (np.array([one[i] for one in found], dtype=float) for i in (0, 1))
-            given = [[_given(d, t, doubt) for d, t in zip(drafts, thoughts, strict=True)] for doubt in DOUBTS]
-            self.ways[writer], self.ways[f"{writer} anew"] = (right, tokens), (right, tokens + np.array(given))
+        for writer, drafts in (("own", self.free), ("base", direct)):
+            for anew in (False, True):
+                right, tokens, _ = outcomes(drafts, self.thoughts, DOUBTS, anew)
+                self.ways[f"{writer} anew" if anew else writer] = right.astype(float), tokens.astype(float)
 
     def weights(self, share: float) -> Floats:
         """(N,) weights of the tasks that make this share of them known; they sum to 1."""
         return np.where(self.known, share / self.known.sum(), (1 - share) / (~self.known).sum())
 
+    def saving(self, share: float, tokens: Floats) -> Floats:
+        """Of what the oracle saves; tokens: means per task at this share, any shape."""
+        weights = self.weights(share)
+        return (weights @ self.thinking - tokens) / (weights @ np.where(self.known, self.thinking - self.short, 0.0))
+
     def saved(self, share: float, way: str) -> Floats:
         """Of what the oracle saves, at every threshold."""
-        weights = self.weights(share)
-        oracle = weights @ np.where(self.known, self.thinking - self.direct, 0.0)
-        return (self.thinking - self.ways[way][1]) @ weights / oracle
+        return self.saving(share, self.ways[way][1] @ self.weights(share))
 
     def kept(self, share: float, way: str) -> Floats:
         """Of always thinking's accuracy, at every threshold."""
@@ -98,10 +104,46 @@ class Answers:
         enough = self.saved(share, way) >= saving
         return int(enough.argmax()) if enough.any() else len(DOUBTS) - 1
 
+    def rolls(self, chooses: bool) -> tuple["Remembered", "Remembered"]:
+        """Who drafts and who thinks, once more; chooses: and whether to think is asked of it, too."""
+        free = self.free if chooses else self.direct
+        return Remembered({Mode.NO_THINK: self.direct}), Remembered({Mode.AUTO: free, Mode.THINK: self.thoughts})
 
-def _given(draft: Trajectory, thought: Trajectory, doubt: float) -> int:
-    drawn = drawn_until_doubt(draft, doubt)
-    return 0 if drawn is None else beginning_kept(draft, drawn, thought)
+    def at(self, share: float) -> list[Task]:
+        """As many of the tasks as make this share of them known."""
+        known, unknown = ([t for t, k in zip(self.tasks, self.known, strict=True) if k == which] for which in (1, 0))
+        total = min(len(known) / share, len(unknown) / (1 - share))
+        return [*known[: round(share * total)], *unknown[: round((1 - share) * total)]]
+
+
+class Remembered:
+    """A `Roll` of greedy answers that were drawn already, by mode."""
+
+    def __init__(self, answers: dict[Mode, Sequence[Trajectory]]):
+        self.by_mode = {mode: {t.task_id: t for t in drawn} for mode, drawn in answers.items()}
+
+    def __call__(
+        self, tasks: Sequence[Task], modes: Sequence[Mode], *, temperature: float, seed: object
+    ) -> list[Trajectory]:
+        """Copies, as whoever asks may number them."""
+        assert temperature == 0
+        return [replace(self.by_mode[mode][task.id]) for task in tasks for mode in modes]
+
+
+def served(prompts: Answers, test: Answers, share: float, chooses: bool) -> dict[str, float]:
+    """What is reached with an allowance, as the claims run serves its weights."""
+    drafting, thinking = prompts.rolls(chooses)
+    for mine, theirs in zip((drafting, thinking), test.rolls(chooses), strict=True):
+        for mode, answers in mine.by_mode.items():
+            answers |= theirs.by_mode[mode]
+    drawn, how, _ = with_second_thoughts(drafting, thinking, prompts.at(share), stream(test.tasks, share))
+    kinds = {task.id: bool(task.extra["known"]) for task in test.tasks}
+    parts = [Part.of([t for t in drawn if kinds[t.task_id] is known]) for known in (True, False)]
+    part = mixture(parts[0], parts[1], share)
+    assert isinstance(how.doubt, Allowance)
+    kept = part.accuracy / float(test.weights(share) @ test.right)
+    saved = float(test.saving(share, np.array([part.tokens]))[0])
+    return {"kept": kept, "saved": saved, "doubt": how.doubt.doubt(), "sure": how.sure}
 
 
 def greedy(policy: Policy, tasks: Sequence[Task], mode: Mode) -> list[Trajectory]:
@@ -128,10 +170,8 @@ def look(base: int) -> dict[str, dict[float, dict[str, dict[str, float]]]]:
         ways = [way for way in WAYS if made or way.startswith("base")]
         shown[name] = {}
         for share in SHARES:
-            places = {way: (way, prompts.careful(share, way, SAVED + MARGIN)) for way in ways}
-            places[BUDGET] = "base", test.careful(share, "base", SAVED)
-            if made:
-                places[FREE] = "own", len(DOUBTS) - 1
+            places = {FREE: ("own", len(DOUBTS) - 1)} if made else {}
+            places |= {way: (way, prompts.careful(share, way, SAVED + MARGIN)) for way in ways}
             shown[name][share] = {
                 label: {
                     "kept": float(test.kept(share, way)[at]),
@@ -140,6 +180,9 @@ def look(base: int) -> dict[str, dict[float, dict[str, dict[str, float]]]]:
                 }
                 for label, (way, at) in places.items()
             }
+            shown[name][share][ALLOWANCE] = served(prompts, test, share, chooses=False)
+            if made:
+                shown[name][share][CHOICE] = served(prompts, test, share, chooses=True)
     return shown
 
 
@@ -152,7 +195,8 @@ def summary(found: Sequence[dict[str, float]]) -> dict[str, Any]:
         rows[f"least {measure}"] = round(min(one[measure] for one in found), 4)
     doubts = [one["doubt"] for one in found]
     met = [one["kept"] >= KEPT and one["saved"] >= SAVED for one in found]
-    return rows | {"met": sum(met), "doubts": [float(f"{d:.3g}") if d < float("inf") else None for d in doubts]}
+    rows |= {"met": sum(met), "doubts": [float(f"{d:.3g}") if d < float("inf") else None for d in doubts]}
+    return rows | ({"sure": [round(one["sure"], 4) for one in found]} if "sure" in found[0] else {})
 
 
 def main() -> None:
@@ -162,7 +206,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file for the JSON object")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    console, shown = Console(width=130), {}
+    console, shown = Console(width=150), {}
     found = []
     for base in track(range(asked.bases), "bases", console=Console(stderr=True)):
         found.append(look(base))

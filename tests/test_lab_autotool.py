@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from planted_work import fail, succeed
 from rich.console import Console
 
@@ -36,7 +38,7 @@ from unbraid.lab.autotool.methods import CLAIM_SHARE, METHODS, SERVED, SHARES, S
 from unbraid.lab.autotool.refined import refine_prompts, refined_set
 from unbraid.lab.autotool.rewards import COST, length_penalty
 from unbraid.lab.autotool.run import autotool, work_for
-from unbraid.lab.autotool.served import DOUBTS, MARGIN, with_second_thoughts
+from unbraid.lab.autotool.served import MARGIN, PASSES, stream, with_second_thoughts
 from unbraid.lab.base_model import base_path
 from unbraid.lab.calls_world import KNOWN, LEVELS, CallsWorld, held_out
 from unbraid.lab.measure import load_start
@@ -45,9 +47,11 @@ from unbraid.lab.sweep import Schedule, Work, run_within
 from unbraid.learn.log import read_rollouts
 from unbraid.rollout.local import LocalSampler
 from unbraid.rollout.scoring import SingleStep
-from unbraid.rollout.second_thoughts import SecondThoughts
+from unbraid.rollout.second_thoughts import Allowance
+from unbraid.rollout.trajectory import Trajectory
 from unbraid.run import silent
 from unbraid.tasks.reward import RewardConfig, reward_function, score
+from unbraid.tasks.task import Task
 
 SMALL = ("learn.steps=4", "rollout.prompts=2", "rollout.samples=2", "evaluate.limit=36", "checkpoint.every=1")
 PLAIN = Cell(0, Start.FUZZY, CLAIM_SHARE, "plain", 0)
@@ -155,7 +159,7 @@ def test_a_cell_is_run_once_wherever_its_folder_goes(out: Path, monkeypatch: pyt
 def test_what_decides_the_result_is_in_the_fingerprint(monkeypatch: pytest.MonkeyPatch):
     before = {name: cell_folder(replace(PLAIN, method=name), Path()).name for name in RUN}
     assert len({name.rpartition("-")[2] for name in before.values()}) == len(RUN)
-    monkeypatch.setattr(cells_module, "MARGIN", 0.05)
+    monkeypatch.setattr(cells_module, "PASSES", 5)
     other = {name: cell_folder(replace(PLAIN, method=name), Path()).name for name in RUN}
     assert {name for name in RUN if before[name] != other[name]} == SERVED.keys()
     monkeypatch.setattr(cells_module, "WORLD_VERSION", 99)
@@ -170,34 +174,55 @@ def test_recommended_is_served_with_second_thoughts_too(out: Path):
     assert (itself.cell, served.cell) == (cell, replace(cell, method="second_thoughts")) and itself.served
     assert served.end_think_rate is None and served.with_served == [served]
     assert served.spent_before == itself.served.spent > 0 and served.responses == itself.responses
-    drawn = {t.task_id: t for t in read_rollouts(cell_folder(cell, out, SMALL) / "served.parquet")}
-    tests = [task for task in held_out(0, "test") if task.id in drawn]
-    assert len(drawn) == len(tests) == served.known.tasks + served.unknown.tasks == 36
-    unknown = [drawn[task.id] for task in tests if not task.extra["known"]]
-    assert served.unknown.accuracy == pytest.approx(np.mean([t.correct for t in unknown]))
-    assert served.unknown.tokens == pytest.approx(np.mean([t.response_tokens for t in unknown]))
+    drawn = read_rollouts(cell_folder(cell, out, SMALL) / "served.parquet")
+    tests = {task.id: task for task in held_out(0, "test") if task.id in {t.task_id for t in drawn}}
+    assert len(drawn) == 4 * len(tests) and len(tests) == served.known.tasks + served.unknown.tasks == 36
+    known = {which: [t for t in drawn if tests[t.task_id].extra["known"] is which] for which in (False, True)}
+    assert len(known[True]) == round(cell.share * len(drawn))
+    by_task: dict[str, list[Trajectory]] = {}
+    for t in known[False]:
+        by_task.setdefault(t.task_id, []).append(t)
+    for measure, value in (("correct", served.unknown.accuracy), ("response_tokens", served.unknown.tokens)):
+        means = [np.mean([getattr(t, measure) for t in answers]) for answers in by_task.values()]
+        assert value == pytest.approx(np.mean(means))
     # The base knows what it does not know, whatever ten steps of warm-up and four of RL have made of the weights.
-    again = {
-        which: np.mean([bool(drawn[t.id].parts) for t in tests if t.extra["known"] is which]) for which in (False, True)
-    }
-    assert again[False] > again[True] + 0.5
+    thinks = {which: np.mean([t.mode is Mode.THINK for t in answers]) for which, answers in known.items()}
+    assert thinks[False] > thinks[True] + 0.5
     assert served.test().accuracy > itself.test().accuracy
 
 
-def test_the_threshold_keeps_to_the_goals_tokens_where_it_is_chosen():
+@given(st.floats(0, 1), st.integers(1, 5), st.integers(1, 9))
+def test_a_stream_has_the_share_and_is_fair(share: float, known: int, unknown: int):
+    tests = [Task(f"{i}", (), (), extra={"known": i < known}) for i in range(known + unknown)]
+    found = [task.id for task in stream(tests, share)]
+    assert len(found) == PASSES * len(tests) and found == [task.id for task in stream(tests, share)]
+    counts = Counter(found)
+    kinds = ([counts[t.id] for t in tests if t.extra["known"] is which] for which in (True, False))
+    of_known, of_unknown = kinds
+    assert sum(of_known) == round(share * len(found))
+    assert max(of_known) - min(of_known) <= 1 >= max(of_unknown) - min(of_unknown)
+
+
+def test_a_stream_of_what_there_is_none_of_is_refused():
+    with pytest.raises(ValueError, match="4 tests are to be unknown, and none is"):
+        stream([Task("a", (), (), extra={"known": True})] * 2, 0.5)
+
+
+def test_the_goals_tokens_are_kept_to():
     policy, world = load_start(base_path(0)), CallsWorld(0)
     prompts = world.training_tasks(120, 0.5, 0)
+    tests = stream(prompts, 0.5)
     roll = SingleStep(LocalSampler(policy), policy.format, reward_function(RewardConfig()), 96)
-    drawn, doubt, _ = with_second_thoughts(roll, roll, prompts, prompts)
-    known = [t for t, task in zip(drawn, prompts, strict=True) if task.extra["known"]]
+    drawn, how, spent = with_second_thoughts(roll, roll, prompts, tests)
     long = {task.id: 11 + 10 * (int(task.level) + 1) for task in prompts}
-    saved = sum(long[t.task_id] - t.response_tokens for t in drawn)
-    assert saved >= (0.8 + MARGIN) * sum(long[t.task_id] - 10 for t in known)
-    careful = SecondThoughts(roll, DOUBTS[DOUBTS.index(doubt) - 1], roll)
-    more = careful(prompts, [Mode.AUTO], temperature=0.0, seed=0)
-    assert sum(long[t.task_id] - t.response_tokens for t in more) < (0.8 + MARGIN) * sum(
-        long[t.task_id] - 10 for t in known
-    )
+    known = [task for task in prompts if task.extra["known"]]
+    allowed = np.mean(list(long.values())) - (0.8 + MARGIN) * sum(long[task.id] - 10 for task in known) / 120
+    assert isinstance(how.doubt, Allowance) and how.doubt.tokens == pytest.approx(allowed)
+    assert np.mean([t.response_tokens for t in drawn]) == pytest.approx(allowed, rel=0.05)
+    assert (how.doubt.tasks, how.doubt.spent) == (480, sum(t.response_tokens for t in drawn))
+    assert [t.task_id for t in drawn] == [task.id for task in tests] and spent > 120 * allowed
+    # The base has no opinion on whether to think, and what is right was looked at on the prompts only.
+    assert np.mean([t.correct for t in drawn]) > 0.9
 
 
 def test_a_killed_cell_goes_on_and_ends_as_an_unbroken_one(out: Path, monkeypatch: pytest.MonkeyPatch):

@@ -7,13 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unbraid.chat import Mode
 from unbraid.cli.main import app
 from unbraid.errors import CheckpointError, DataError, RecipeError
-from unbraid.evaluate.second_thoughts import DOUBTS, Point, cheapest, most_careful, outcomes, points
+from unbraid.evaluate.second_thoughts import (
+    DOUBTS,
+    Curve,
+    Point,
+    best_affordable,
+    cheapest,
+    cheapest_of,
+    curves,
+    most_careful,
+    outcomes,
+    points,
+)
 from unbraid.lab.base_model import base_path
 from unbraid.lab.calls_world import CallsWorld, Split
 from unbraid.lab.measure import load_start
@@ -24,8 +35,16 @@ from unbraid.learn.supervised import SupervisedTrainer
 from unbraid.prepare import load_tasks, roll_of
 from unbraid.recipe import load_recipe
 from unbraid.rollout.local import LocalSampler
-from unbraid.rollout.scoring import SingleStep
-from unbraid.rollout.second_thoughts import SecondThoughts, beginning_kept, drawn_until_doubt
+from unbraid.rollout.scoring import SingleStep, numbered
+from unbraid.rollout.second_thoughts import (
+    AHEAD,
+    EVERY,
+    Allowance,
+    SecondThoughts,
+    beginning_kept,
+    drawn_until_doubt,
+    thinks_surely,
+)
 from unbraid.rollout.trajectory import Finish, Trajectory
 from unbraid.run import train
 from unbraid.run.second_thoughts import second_thoughts
@@ -133,7 +152,7 @@ def answers(roll, tasks) -> tuple[list[Trajectory], list[Trajectory]]:
 def test_played_for_real_it_is_what_the_curve_says(roll, tasks, answers, doubt):
     free, thoughts = answers
     played = SecondThoughts(roll, doubt)(tasks, [Mode.AUTO], temperature=0.0, seed=0)
-    right, tokens, again = outcomes(free, thoughts, doubt)
+    right, tokens, again = (values[0] for values in outcomes(free, thoughts, [doubt]))
     assert [t.correct for t in played] == right.tolist()
     assert [t.response_tokens for t in played] == tokens.tolist()
     assert [len(t.parts) == 2 for t in played] == again.tolist()
@@ -188,7 +207,7 @@ def base_roll() -> SingleStep:
 def test_others_may_write_drafts(roll, base_roll, tasks, answers, doubt):
     drafts = base_roll(tasks, [Mode.NO_THINK], temperature=0.0, seed=0)
     played = SecondThoughts(roll, doubt, base_roll)(tasks, [Mode.AUTO], temperature=0.0, seed=0)
-    right, tokens, again = outcomes(drafts, answers[1], doubt)
+    right, tokens, again = (values[0] for values in outcomes(drafts, answers[1], [doubt]))
     assert [t.correct for t in played] == right.tolist() and [t.response_tokens for t in played] == tokens.tolist()
     assert 0 < again.sum() < len(tasks) and {t.forced for t in played} == {Mode.AUTO}
     for t, one, anew in zip(played, drafts, again, strict=True):
@@ -202,6 +221,61 @@ def test_others_draft_free_answers_only(roll, base_roll, tasks):
     assert [t.forced for t in played] == modes * 5
     assert all(t.mode is not Mode.THINK for t in (*played[0::3], *played[2::3]))
     assert all(t.mode is Mode.THINK for t in played[1::3])
+
+
+@given(st.lists(TOKEN, min_size=1, max_size=12), st.lists(st.floats(0.001, 4.0), min_size=1, max_size=9))
+def test_all_thresholds_at_once_are_each_by_itself(tokens, doubts):
+    logprobs, roles, sampled = (list(column) for column in zip(*tokens, strict=True))
+    first = draft(logprobs, roles, sampled=sampled)
+    thought = draft([0.0] * 5, [Role.REASONING] * 2 + [Role.ACTION] * 3, Mode.THINK)
+    thought.correct = True
+    doubts = sorted([*doubts, *(-x for x in logprobs if x < 0), float("inf")])
+    together = outcomes([first], [thought], doubts)
+    for row, doubt in enumerate(doubts):
+        drawn = drawn_until_doubt(first, doubt)
+        alone = (
+            (False, first.response_tokens, False)
+            if drawn is None
+            else (True, drawn + thought.response_tokens - beginning_kept(first, drawn, thought), True)
+        )
+        assert tuple(values[row, 0] for values in together) == alone
+    if doubts[0] < doubts[-1]:
+        with pytest.raises(DataError, match="sort them"):
+            outcomes([first], [thought], doubts[::-1])
+
+
+@pytest.mark.parametrize("sure", [0.0, 0.6, 0.9, 1.0])
+def test_where_it_is_sure_of_thinking_nothing_is_drafted(roll, base_roll, tasks, answers, sure):
+    free, thoughts = answers
+    asked = []
+
+    def drafting(tasks, modes, *, temperature, seed):
+        asked.extend(task.id for task in tasks)
+        return base_roll(tasks, modes, temperature=temperature, seed=seed)
+
+    played = SecondThoughts(roll, 0.02, drafting, sure)(tasks, [Mode.AUTO], temperature=0.0, seed=0)
+    at_once = [t.mode is Mode.THINK and t.choice_probs[0] > sure for t in free]
+    assert asked == [t.task_id for t, thinks in zip(free, at_once, strict=True) if not thinks]
+    drafts = base_roll(tasks, [Mode.NO_THINK], temperature=0.0, seed=0)
+    first = [t if thinks_surely(t, sure) else d for t, d in zip(free, drafts, strict=True)]
+    right, tokens, _ = (values[0] for values in outcomes(first, thoughts, [0.02]))
+    assert [t.correct for t in played] == right.tolist() and [t.response_tokens for t in played] == tokens.tolist()
+    for t, one, thinks in zip(played, free, at_once, strict=True):
+        assert not thinks or (t.ids.tolist() == one.ids.tolist() and not t.parts)
+
+
+def test_curves_are_of_the_surest_thoughts(roll, base_roll, tasks, answers):
+    free, thoughts = answers
+    drafts = base_roll(tasks, [Mode.NO_THINK], temperature=0.0, seed=0)
+    found = curves(free, drafts, thoughts)
+    assert found[0] == Curve(1.0, points(drafts, thoughts)) and found[-1].sure == 0.0
+    thinking = sum(t.mode is Mode.THINK for t in free)
+    assert 5 < thinking < len(tasks)
+    at_once = [sum(thinks_surely(t, curve.sure) for t in free) for curve in found]
+    assert at_once[0] == 0 and at_once[-1] == thinking and at_once == sorted(at_once) and len(set(at_once)) > 3
+    for curve, count in zip(found, at_once, strict=True):
+        assert curve.points[-1].again == 0 and curve.points[-1].think == pytest.approx(count / len(tasks))
+    assert curves(drafts, drafts, thoughts) == found[:1], "who never thinks chooses nothing"
 
 
 def test_episodes_are_refused():
@@ -231,6 +305,78 @@ def test_choosing():
         most_careful(found, 19)
     with pytest.raises(DataError, match=r"the best is on 97\.0%"):
         cheapest(found, 0.98)
+
+
+def test_choosing_among_curves():
+    drafts = Curve(1.0, [Point(0.1, 0.96, 40, 0.5, 0.5), Point(1.0, 0.80, 20, 0.1, 0.1)])
+    both = Curve(0.7, [Point(0.1, 0.97, 45, 0.3, 0.6), Point(1.0, 0.90, 30, 0.1, 0.4)])
+    found = [drafts, both]
+    assert best_affordable(found, 50) == (both, both.points[0])
+    assert best_affordable(found, 42) == (drafts, drafts.points[0])
+    assert best_affordable(found, 35) == (both, both.points[1])
+    assert best_affordable(found, 25) == (drafts, drafts.points[1])
+    assert cheapest_of(found, 0.9) == (both, both.points[1]) and cheapest_of(found, 0.96) == (drafts, drafts.points[0])
+    with pytest.raises(DataError, match=r"the cheapest takes 20\.0"):
+        best_affordable(found, 19)
+    with pytest.raises(DataError, match=r"the best is on 97\.0%"):
+        cheapest_of(found, 0.98)
+
+
+def answered(tokens: int) -> Trajectory:
+    return draft([0.0] * tokens, [Role.ACTION] * tokens)
+
+
+def test_an_allowance_turns_the_doubt_by_what_was_spent():
+    curve = [(0.1, 40.0), (0.3, 30.0), (1.0, 20.0)]
+    one = Allowance(30.0, curve)
+    assert one.doubt() == 0.3
+    one.spend([answered(31)] * AHEAD)
+    assert one.doubt() == 1.0, "a token too much, over as many tasks as it is made up for"
+    one.spend([answered(29)] * AHEAD)
+    assert one.doubt() == 0.3 and one.spent == 60 * AHEAD and one.tasks == 2 * AHEAD
+    one.spend([answered(20)] * AHEAD)
+    assert one.doubt() == 0.1
+    assert Allowance(10.0, curve).doubt() == 1.0, "the cheapest where nothing is affordable"
+
+
+@settings(max_examples=20)
+@given(st.floats(14.0, 60.0), st.floats(0.5, 2.0), st.integers(0, 2**32 - 1))
+def test_an_allowance_is_kept_to_although_its_curve_is_off(tokens, off, seed):
+    """Tasks whose doubt and thought are drawn anew, and a curve that is wrong by a factor."""
+    random = np.random.default_rng(seed)
+    doubts, long, answers = random.exponential(1.0, 10_000), 60, {n: answered(n) for n in (10, 70)}
+    curve = [(d, off * (10 + long * float((doubts > d).mean()))) for d in np.geomspace(0.001, 9, 200)]
+    one, taken = Allowance(tokens, curve), []
+    for start in range(0, len(doubts), EVERY):
+        bound = one.doubt()
+        taken += [10 + (long if doubt > bound else 0) for doubt in doubts[start : start + EVERY]]
+        one.spend([answers[n] for n in taken[start:]])
+    assert np.mean(taken) == pytest.approx(tokens, rel=0.03)
+
+
+def test_an_allowance_is_spent_on_free_answers_in_their_order(roll, base_roll, tasks):
+    again = [*tasks, *tasks]
+    many = again[: 2 * EVERY + 5]
+    drafts, thoughts = (
+        how(tasks, [mode], temperature=0.0, seed=0) for how, mode in ((base_roll, Mode.NO_THINK), (roll, Mode.THINK))
+    )
+    curve = [(p.doubt, p.tokens) for p in points(drafts, thoughts)]
+    one = Allowance(25.0, curve)
+    played = SecondThoughts(roll, one, base_roll)(many, [Mode.AUTO, Mode.NO_THINK], temperature=0.0, seed=0)
+    assert [(t.task_id, t.sample, t.forced) for t in played] == [
+        (task.id, sample, mode) for task, sample, mode in numbered(many, [Mode.AUTO, Mode.NO_THINK])
+    ]
+    free = [t for t in played if t.forced is Mode.AUTO]
+    assert one.tasks == len(many) and one.spent == sum(t.response_tokens for t in free)
+    anew, expected = Allowance(25.0, curve), []
+    for start in range(0, len(many), EVERY):
+        part = SecondThoughts(roll, anew.doubt(), base_roll)(
+            many[start : start + EVERY], [Mode.AUTO], temperature=0.0, seed=0
+        )
+        anew.spend(part)
+        expected += [(t.task_id, t.response_tokens, t.correct) for t in part]
+    assert [(t.task_id, t.response_tokens, t.correct) for t in free] == expected
+    assert one == anew and one.doubt() != Allowance(25.0, curve).doubt(), "it has learned something"
 
 
 @pytest.fixture(scope="module")
@@ -270,9 +416,20 @@ def test_the_base_can_draft(run, capsys):
     assert app(["second-thoughts", str(run), "--keep", "0.9", "--drafts", "base"], standalone_mode=False) in (None, 0)
     found = json.loads((run / "second_thoughts.json").read_text())
     assert found["drafts"] == "base" and found["validation"]["points"][-1]["think"] == 0, "told not to think"
-    assert "--drafts base" in (run / "second_thoughts.html").read_text()
+    page = (run / "second_thoughts.html").read_text()
+    assert "--drafts base" in page and "97% of always" not in page and "90% of always thinking" in page
+    assert found["doubt_at_the_end"] is None and 0 <= found["sure"] <= 1
     with pytest.raises(CheckpointError, match="there is no folder"):
         app(["second-thoughts", str(run), "--drafts", "nobody"], standalone_mode=False)
+
+
+def test_a_number_of_tokens_is_kept_to(run, capsys):
+    assert app(["second-thoughts", str(run), "--tokens", "30", "--drafts", "base"], standalone_mode=False) in (None, 0)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "for 30 tokens per task; it followed what was spent and ended at" in shown
+    found = json.loads((run / "second_thoughts.json").read_text())
+    chosen = next(p for p in found["validation"]["points"] if p["doubt"] == found["doubt"])
+    assert chosen["tokens"] <= 30 and found["doubt_at_the_end"] in [p["doubt"] for p in found["validation"]["points"]]
 
 
 def test_what_cannot_be_had_is_said_in_one_line(run, tmp_path):

@@ -91,7 +91,7 @@ def evaluate(
 def second_thoughts(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     overrides: Overrides = None,
-    tokens: Annotated[float | None, typer.Option(help="Most tokens per task; as careful as they allow.")] = None,
+    tokens: Annotated[float | None, typer.Option(help="Tokens per task to keep to; as careful as they allow.")] = None,
     keep: Annotated[
         float | None, typer.Option(help="Share of always thinking's accuracy; as cheap as that is.")
     ] = None,
@@ -114,7 +114,7 @@ def second_thoughts(
         found = run_second_thoughts(recipe, policy, tasks, run, roll, tokens, keep, bars.show, checkpoint, writer)
     if not is_first():
         return
-    console.print(thresholds_table(found), "", result_table(found))
+    console.print(thresholds_table(found), "", found.rule, "", result_table(found), highlight=False)
     page = run / "second_thoughts.html"
     final = checkpoint == "final"
     given = {"--tokens": tokens, "--keep": keep, "--checkpoint": None if final else checkpoint, "--drafts": drafts}

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unbraid.evaluate.metrics import Comparison, Score
-from unbraid.evaluate.second_thoughts import Point
+from unbraid.evaluate.second_thoughts import Curve, Point
 from unbraid.evaluate.statistics import Estimate
 from unbraid.report import figures
 from unbraid.report.page import environment, number, signed, write_page
@@ -20,8 +20,9 @@ from unbraid.report.views import Colophon
 
 @dataclass(frozen=True)
 class Seconds:
-    """What second thoughts come to. validation: every threshold that was looked at, and `chosen`, one of them.
+    """What second thoughts come to. validation: every threshold on the validation tasks, and `chosen`, one of them.
 
+    last: the doubt in nats after the last test task, where a number of tokens was kept to; else None.
     scores: on the test tasks, greedy: as the model answers by itself, always thinking, with second thoughts.
     against: second thoughts less each of the other two, task by task. asked: what the threshold was chosen for.
     drafts: whose weights wrote first answers, told not to think; None: the model's own, free to think.
@@ -30,8 +31,9 @@ class Seconds:
     run: str
     asked: str
     drafts: str | None
-    validation: Sequence[Point]
+    validation: Curve
     chosen: Point
+    last: float | None
     thinking: float
     tasks: int
     scores: Sequence[Score]
@@ -39,15 +41,32 @@ class Seconds:
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON types; an infinite doubt is null."""
-        finite = [{**asdict(p), "doubt": p.doubt if p.doubt < float("inf") else None} for p in self.validation]
+        points = [{**asdict(p), "doubt": _finite(p.doubt)} for p in self.validation.points]
         return {
-            "doubt": self.chosen.doubt if self.chosen.doubt < float("inf") else None,
+            "doubt": _finite(self.chosen.doubt),
+            "doubt_at_the_end": None if self.last is None else _finite(self.last),
+            "sure": self.validation.sure,
             "asked": self.asked,
             "drafts": self.drafts,
-            "validation": {"tasks": self.tasks, "thinking": self.thinking, "points": finite},
+            "validation": {"tasks": self.tasks, "thinking": self.thinking, "points": points},
             "test": [s.to_json() for s in self.scores],
             "against": [asdict(c) for c in self.against],
         }
+
+    @property
+    def rule(self) -> str:
+        """What was done to the test tasks, in words."""
+        rule = f"Threshold: {doubt_in_words(self.chosen.doubt)}, chosen on the validation tasks for {self.asked}"
+        if self.last is not None:
+            rule += f"; it followed what was spent and ended at {doubt_in_words(self.last)}"
+        if self.drafts and self.validation.sure < 1:
+            bound = f"with more than {self.validation.sure:.1%}" if self.validation.sure > 0 else "at all"
+            rule += f". What the model chooses to think about {bound}, it thinks about at once"
+        return f"{rule}."
+
+
+def _finite(doubt: float) -> float | None:
+    return doubt if doubt < float("inf") else None
 
 
 def doubt_in_words(doubt: float) -> str:
@@ -60,7 +79,7 @@ def thresholds_table(found: Seconds) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("doubt, nats", "right, %", "tokens", "thought again, %", "think, %"):
         table.add_column(name, justify="right")
-    for point in found.validation:
+    for point in found.validation.points:
         doubt = f"{point.doubt:.3g}" if point.doubt < float("inf") else "none"
         row = (doubt, *(number(v) for v in (100 * point.accuracy, point.tokens, 100 * point.again, 100 * point.think)))
         table.add_row(*row, style="bold" if point == found.chosen else "")
@@ -90,7 +109,6 @@ def write_second_thoughts(path: str | Path, found: Seconds, colophon: Colophon) 
         .render(
             title=f"{found.run}: second thoughts",
             found=found,
-            doubt=doubt_in_words(found.chosen.doubt),
             colophon=colophon,
             wide=picture(found, 860.0),
             narrow=picture(found, 370.0),
@@ -102,7 +120,7 @@ def write_second_thoughts(path: str | Path, found: Seconds, colophon: Colophon) 
 
 def picture(found: Seconds, width: float) -> str:
     """SVG: accuracy against tokens; the line goes through the thresholds on validation, the points are test tasks."""
-    validation, chosen = found.validation, found.chosen
+    validation, chosen = found.validation.points, found.chosen
     blue, slate = HUES["blue"].light, HUES["slate"].light
     with mpl.rc_context(figures.RC):
         figure, axes = figures.canvas(width, 300)

@@ -11,13 +11,13 @@ from unbraid.chat.types import Mode
 from unbraid.errors import DataError, RecipeError
 from unbraid.evaluate.evaluate import spread
 from unbraid.evaluate.metrics import Labels, compare, score
-from unbraid.evaluate.second_thoughts import cheapest, most_careful, points
+from unbraid.evaluate.second_thoughts import Curve, best_affordable, cheapest_of, curves, points
 from unbraid.policy import Policy, load_policy
 from unbraid.prepare import Respond, TaskSets, roll_of
 from unbraid.recipe import Recipe
 from unbraid.report.second_thoughts import Seconds
 from unbraid.rollout.scoring import Roll
-from unbraid.rollout.second_thoughts import SecondThoughts
+from unbraid.rollout.second_thoughts import Allowance, SecondThoughts
 from unbraid.rollout.trajectory import Trajectory
 from unbraid.run.folder import take_weights
 from unbraid.run.training import Progress, silent
@@ -69,8 +69,9 @@ def second_thoughts(
     """Choose a threshold on the validation tasks and evaluate it on the test tasks; writes `second_thoughts.json`.
 
     Args:
-        roll: how the run rolls out. tokens: the most per task, and as careful as that allows. keep: the share of always
-            thinking's accuracy that must be kept, and as cheap as that allows; `KEEP` where neither is given.
+        roll: how the run rolls out. tokens: per task, kept to on the test tasks, and as careful as that allows; the
+            threshold is where that begins. keep: the share of always thinking's accuracy that must be kept, and as
+            cheap as that allows; `KEEP` where neither is given.
         checkpoint: folder of the run that the weights are from. drafts: who writes first answers, told not to think;
             None: these weights, free to think.
 
@@ -83,29 +84,35 @@ def second_thoughts(
         )
     if tokens is not None and keep is not None:
         raise RecipeError("a number of tokens and a share to keep were asked for: give one of them")
-    done = 0
+    done, total = 0, 6 if drafts else 5
 
     def draw(part: Sequence[Any], mode: Mode, how: Roll = roll) -> list[Trajectory]:
         nonlocal done
         done += 1
         found = Respond(policy, how, recipe.seed)(part, mode, 0.0, 1)
-        progress("second thoughts", done, 5, {"accuracy": sum(t.correct for t in found) / len(found)})
+        progress("second thoughts", done, total, {"accuracy": sum(t.correct for t in found) / len(found)})
         return found
 
     part = spread(tasks.validation, recipe.evaluate.limit)
-    first = draw(part, Mode.NO_THINK, drafts.roll) if drafts else draw(part, Mode.AUTO)
-    thoughts = draw(part, Mode.THINK)
-    found = points(first, thoughts)
+    free, thoughts = draw(part, Mode.AUTO), draw(part, Mode.THINK)
+    if drafts:
+        looked_at = curves(free, draw(part, Mode.NO_THINK, drafts.roll), thoughts)
+    else:
+        looked_at = [Curve(1.0, points(free, thoughts))]
     thinking = sum(t.correct for t in thoughts) / len(thoughts)
     share = KEEP if keep is None else keep
-    asked = f"at most {tokens:g} tokens" if tokens is not None else f"{share:.0%} of always thinking's accuracy"
+    asked = f"{tokens:g} tokens per task" if tokens is not None else f"{share:.0%} of always thinking's accuracy"
     try:
-        chosen = most_careful(found, tokens) if tokens is not None else cheapest(found, share * thinking)
+        if tokens is not None:
+            curve, chosen = best_affordable(looked_at, tokens)
+        else:
+            curve, chosen = cheapest_of(looked_at, share * thinking)
     except DataError as problem:
         raise DataError(f"on {len(part)} validation tasks {problem}") from None
+    allowance = None if tokens is None else Allowance(tokens, [(p.doubt, p.tokens) for p in curve.points])
     part = spread(tasks.test, recipe.evaluate.limit)
     by_itself, always = (draw(part, mode) for mode in (Mode.AUTO, Mode.THINK))
-    careful = SecondThoughts(roll, chosen.doubt, drafts.roll if drafts else None)
+    careful = SecondThoughts(roll, allowance or chosen.doubt, drafts.roll if drafts else None, curve.sure)
     ways = {
         "by itself": (by_itself, Mode.AUTO),
         "always thinking": (always, Mode.THINK),
@@ -118,7 +125,9 @@ def second_thoughts(
     last = ways["second thoughts"][0]
     names = [name for name in ways if name != "second thoughts"]
     against = [compare(ways[name][0], last, (name, "second thoughts")) for name in names]
-    written_by = drafts.name if drafts else None
-    result = Seconds(run_dir.name, asked, written_by, found, chosen, thinking, len(thoughts), scores, against)
+    result = Seconds(
+        run_dir.name, asked, drafts.name if drafts else None, curve, chosen, allowance.doubt() if allowance else None,
+        thinking, len(thoughts), scores, against,
+    )  # fmt: skip
     ranks.first(lambda: (run_dir / FILE).write_text(json.dumps(result.to_json(), indent=1) + "\n"))
     return result

@@ -26,12 +26,13 @@ from unbraid.errors import CheckpointError, RecipeError
 from unbraid.evaluate.evaluate import spread
 from unbraid.lab.autotool.methods import CLAIM_SHARE, CLAIM_START, METHODS, SAVED, SERVED, SWEEP_ORDER, SWEPT
 from unbraid.lab.autotool.refined import SAMPLES, refine_prompts
-from unbraid.lab.autotool.served import MARGIN, with_second_thoughts
+from unbraid.lab.autotool.served import MARGIN, PASSES, stream, with_second_thoughts
 from unbraid.lab.base_model import PRETRAINING
 from unbraid.lab.calls_world import WORLD_VERSION, held_out
 from unbraid.lab.starts import THINK_SHARE, WARMUP, Start
 from unbraid.learn.log import read_metrics, read_rollouts, write_rollouts
 from unbraid.recipe import Recipe, load_recipe
+from unbraid.rollout.second_thoughts import AHEAD, EVERY, Allowance
 from unbraid.rollout.trajectory import Trajectory
 
 PROMPTS = 1600
@@ -82,7 +83,10 @@ def plan(bases: int, seeds: int) -> list[Cell]:
 
 @dataclass(frozen=True)
 class Part:
-    """Means over some test tasks, greedy: accuracy and think rate in [0, 1], response tokens."""
+    """Means over some test tasks, greedy: accuracy and think rate in [0, 1], response tokens.
+
+    What was answered several times counts once, by its mean.
+    """
 
     tasks: int
     accuracy: float
@@ -92,12 +96,12 @@ class Part:
     @staticmethod
     def of(trajectories: Sequence[Trajectory]) -> "Part":
         """Means over trajectories, at least one."""
-        return Part(
-            len(trajectories),
-            float(np.mean([t.correct for t in trajectories])),
-            float(np.mean([t.response_tokens for t in trajectories])),
-            float(np.mean([t.mode is Mode.THINK for t in trajectories])),
-        )
+        by_task: dict[str, list[tuple[float, ...]]] = {}
+        for t in trajectories:
+            values = (float(t.correct), float(t.response_tokens), float(t.mode is Mode.THINK))
+            by_task.setdefault(t.task_id, []).append(values)
+        means = np.mean([np.mean(answers, axis=0) for answers in by_task.values()], axis=0)
+        return Part(len(by_task), *means.tolist())
 
 
 def mixture(known: Part, unknown: Part, share: float | None = None) -> Part:
@@ -113,14 +117,16 @@ def mixture(known: Part, unknown: Part, share: float | None = None) -> Part:
 
 @dataclass(frozen=True)
 class Served:
-    """The same weights served with second thoughts, on the same test tasks.
+    """The same weights served with second thoughts, on the same test tasks as they come in a stream.
 
-    doubt: the threshold in nats; None where none is affordable and every draft stands. spent: tokens drawn to
-        choose it.
+    sure: the probability of thinking above which they think at once. allowed: tokens per task. doubt: the threshold in
+        nats at the end; None where every draft stands. spent: tokens drawn to choose all that.
     """
 
     known: Part
     unknown: Part
+    sure: float
+    allowed: float
     doubt: float | None
     spent: int
 
@@ -231,7 +237,7 @@ def cell_folder(cell: Cell, out: Path, overrides: Sequence[str] = ()) -> Path:
     refined = SAMPLES if METHODS[cell.method].refined else 0
     parts = [recipe.fingerprint(), recipe.evaluate.model_dump(mode="json"), WORLD_VERSION, refined]
     if cell.method in SERVED:
-        parts += [SERVED[cell.method], SAVED + MARGIN]
+        parts += [SERVED[cell.method], SAVED + MARGIN, PASSES, EVERY, AHEAD]
     return out / "cells" / f"{cell.name}-{_digest(parts)}"
 
 
@@ -289,11 +295,14 @@ def _serve(cell: Cell, recipe: Recipe, work: Path) -> Served:
 
     base = load_policy(recipe.model.model_copy(update={"path": _base(cell)}), recipe.chat)
     tasks = load_tasks(recipe, base)
-    tests = spread(tasks.test, recipe.evaluate.limit)
+    tests = stream(spread(tasks.test, recipe.evaluate.limit), cell.share)
     drafting, thinking = (roll_of(recipe, policy) for policy in (base, policy_of(work)))
-    drawn, doubt, spent = with_second_thoughts(drafting, thinking, tasks.train, tests)
+    drawn, how, spent = with_second_thoughts(drafting, thinking, tasks.train, tests)
+    assert isinstance(how.doubt, Allowance)
     write_rollouts(work / SERVED_FILE, drawn)
-    return Served(*_known_and_unknown(cell, drawn), doubt if doubt < float("inf") else None, spent)
+    doubt = how.doubt.doubt()
+    parts = _known_and_unknown(cell, drawn)
+    return Served(*parts, how.sure, how.doubt.tokens, doubt if doubt < float("inf") else None, spent)
 
 
 def _known_and_unknown(cell: Cell, drawn: Sequence[Trajectory]) -> tuple[Part, Part]:

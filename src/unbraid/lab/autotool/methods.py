@@ -88,7 +88,7 @@ _LIST = (
     ),
     Method(
         "second_thoughts",
-        "recommended, for answers that the base drafted and was unsure of",
+        "recommended where it chooses thinking, or the base was unsure of its draft",
         Whose.OURS,
         ("recommended",),
         serves="recommended",

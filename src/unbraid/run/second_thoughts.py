@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from unbraid import ranks
 from unbraid.chat.types import Mode
 from unbraid.errors import DataError, RecipeError
@@ -113,10 +115,14 @@ def second_thoughts(
     part = spread(tasks.test, recipe.evaluate.limit)
     by_itself, always = (draw(part, mode) for mode in (Mode.AUTO, Mode.THINK))
     careful = SecondThoughts(roll, allowance or chosen.doubt, drafts.roll if drafts else None, curve.sure)
+    # Tasks may grow harder from first to last, and an allowance would be spent by then.
+    order = np.random.default_rng(recipe.seed).permutation(len(part))
+    mixed = draw([part[i] for i in order], Mode.AUTO, careful)
+    second = [mixed[i] for i in np.argsort(order)]
     ways = {
         "by itself": (by_itself, Mode.AUTO),
         "always thinking": (always, Mode.THINK),
-        "second thoughts": (draw(part, Mode.AUTO, careful), Mode.AUTO),
+        "second thoughts": (second, Mode.AUTO),
     }
     scores = [
         score(drawn, Labels(name, f"{run_dir.name}/{checkpoint}", "", policy.parameter_count()), mode, 0.0)

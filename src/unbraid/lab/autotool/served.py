@@ -23,7 +23,7 @@ MARGIN = 0.04
 tokens that it comes to differ between two sets of prompts."""
 PASSES = 4
 """How many times as many tasks as there are tests a stream has. Choice: what an allowance has not made up for yet when
-a stream ends is little then; of 576 tasks it may be 3 % of what the oracle saves."""
+a stream ends is little then, as in a service that goes on."""
 DOUBTS = (*np.geomspace(0.0002, 3.0, 160).tolist(), float("inf"))
 """Thresholds to choose from, in nats."""
 

@@ -259,7 +259,10 @@ def test_what_is_written_of_the_run_is_what_was_run():
         assert any(verdict["claim"] in line and line.endswith(f"| {verdict['verdict']} |") for line in rows), verdict
     for one in found["shares"]:
         numbers = f"{100 * one['saved']['value']:.1f} | {100 * one['accuracy_kept']['value']:.1f}"
-        assert any(f"| {one['share']} | {one['method']} |" in line and numbers in line for line in rows), one
+        met = f"on {one['goal_met_on']} of {one['saved']['bases']} |"
+        assert any(
+            f"| {one['share']} | {one['method']} |" in line and numbers in line and line.endswith(met) for line in rows
+        ), one
 
 
 def test_the_readme_has_the_numbers_of_the_run():

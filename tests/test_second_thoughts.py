@@ -315,6 +315,8 @@ def test_choosing_among_curves():
     assert best_affordable(found, 42) == (drafts, drafts.points[0])
     assert best_affordable(found, 35) == (both, both.points[1])
     assert best_affordable(found, 25) == (drafts, drafts.points[1])
+    with pytest.raises(DataError, match=r"the cheapest takes 20\.0"):
+        best_affordable(found[::-1], 19)
     assert cheapest_of(found, 0.9) == (both, both.points[1]) and cheapest_of(found, 0.96) == (drafts, drafts.points[0])
     with pytest.raises(DataError, match=r"the cheapest takes 20\.0"):
         best_affordable(found, 19)
@@ -418,7 +420,7 @@ def test_the_base_can_draft(run, capsys):
     assert found["drafts"] == "base" and found["validation"]["points"][-1]["think"] == 0, "told not to think"
     page = (run / "second_thoughts.html").read_text()
     assert "--drafts base" in page and "97% of always" not in page and "90% of always thinking" in page
-    assert found["doubt_at_the_end"] is None and 0 <= found["sure"] <= 1
+    assert not found["follows_tokens"] and found["doubt_at_the_end"] == found["doubt"] and 0 <= found["sure"] <= 1
     with pytest.raises(CheckpointError, match="there is no folder"):
         app(["second-thoughts", str(run), "--drafts", "nobody"], standalone_mode=False)
 
@@ -432,7 +434,11 @@ def test_a_number_of_tokens_is_kept_to(run, capsys):
     assert "for 26 tokens per task; it followed what was spent and ended at" in shown
     found = json.loads((run / "second_thoughts.json").read_text())
     chosen = next(p for p in found["validation"]["points"] if p["doubt"] == found["doubt"])
-    assert found["test"][2]["tasks"] == 240 and found["test"][2]["tokens"]["value"] == pytest.approx(26, abs=3)
+    assert (
+        found["follows_tokens"]
+        and found["test"][2]["tasks"] == 240
+        and found["test"][2]["tokens"]["value"] == pytest.approx(26, abs=3)
+    )
     assert chosen["tokens"] <= 26 and found["doubt_at_the_end"] in [p["doubt"] for p in found["validation"]["points"]]
 
 
@@ -468,3 +474,15 @@ def test_the_page_has_the_numbers_of_the_benchmark():
                 for way in ways
             ]
             assert f"| {share.removeprefix('0')} | {' | '.join(cells)} |" in page
+    claims = json.loads((root / "benchmarks/results/autotool.json").read_text())
+    rows = {(row["share"], row["method"]): row for row in claims["shares"]}
+    for (share, method), row in rows.items():
+        if method == "second_thoughts":
+            cells = [
+                f"{100 * row[name]['value']:.1f} ({100 * row[name]['low']:.1f} … {100 * row[name]['high']:.1f})"
+                for name in ("saved", "accuracy_kept")
+            ]
+            itself = rows[share, "recommended"]
+            cells += [f"{row['goal_met_on']} of 6"]
+            cells += [f"{100 * itself[name]['value']:.1f}" for name in ("saved", "accuracy_kept")]
+            assert f"| {f'{share:g}'.removeprefix('0')} | {' | '.join(cells)} |" in page

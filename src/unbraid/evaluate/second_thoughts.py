@@ -1,7 +1,7 @@
 """What second thoughts would come to at every threshold, from greedy evaluations: drafts, and thinking forced.
 
 Nothing is drawn anew: with greedy decoding a task's draft and its thought are the same whatever the threshold, which
-only decides between them. `rollout.second_thoughts` does it for real, at one threshold.
+only decides between them. `rollout.second_thoughts` does it for real, at one threshold or one that follows the tokens.
 """
 
 from collections.abc import Sequence
@@ -97,6 +97,16 @@ class Curve:
     sure: float
     points: Sequence[Point]
 
+    @property
+    def least(self) -> float:
+        """Tokens of the cheapest threshold."""
+        return min(point.tokens for point in self.points)
+
+    @property
+    def best(self) -> float:
+        """Accuracy of the most accurate threshold, in [0, 1]."""
+        return max(point.accuracy for point in self.points)
+
 
 def curves(
     free: Sequence[Trajectory],
@@ -140,7 +150,7 @@ def best_affordable(found: Sequence[Curve], tokens: float) -> tuple[Curve, Point
     Raises:
         DataError: none takes so few.
     """
-    affordable = [curve for curve in found if min(point.tokens for point in curve.points) <= tokens] or found[:1]
+    affordable = [curve for curve in found if curve.least <= tokens] or [min(found, key=lambda curve: curve.least)]
     pairs = [(curve, most_careful(curve.points, tokens)) for curve in affordable]
     return max(pairs, key=lambda pair: pair[1].accuracy)
 
@@ -151,8 +161,7 @@ def cheapest_of(found: Sequence[Curve], accuracy: float) -> tuple[Curve, Point]:
     Raises:
         DataError: none is.
     """
-    best = max(found, key=lambda curve: max(point.accuracy for point in curve.points))
-    good = [curve for curve in found if max(point.accuracy for point in curve.points) >= accuracy] or [best]
+    good = [curve for curve in found if curve.best >= accuracy] or [max(found, key=lambda curve: curve.best)]
     pairs = [(curve, cheapest(curve.points, accuracy)) for curve in good]
     return min(pairs, key=lambda pair: pair[1].tokens)
 

@@ -44,7 +44,8 @@ class Seconds:
         points = [{**asdict(p), "doubt": _finite(p.doubt)} for p in self.validation.points]
         return {
             "doubt": _finite(self.chosen.doubt),
-            "doubt_at_the_end": None if self.last is None else _finite(self.last),
+            "follows_tokens": self.last is not None,
+            "doubt_at_the_end": _finite(self.chosen.doubt if self.last is None else self.last),
             "sure": self.validation.sure,
             "asked": self.asked,
             "drafts": self.drafts,

@@ -31,7 +31,8 @@ from unbraid.tokens import Role
 EVERY = 32
 """Choice: tasks that are answered at one doubt before an allowance looks at what they took."""
 AHEAD = 128
-"""Choice: tasks over which an allowance makes up for what was spent too much, or too little, before."""
+"""Choice: tasks over which an allowance would make up for what was spent too much or too little before, as far as its
+curve reaches."""
 
 
 def drawn_until_doubt(draft: Trajectory, doubt: float) -> int | None:
@@ -93,8 +94,10 @@ def thinks_surely(free: Trajectory, sure: float) -> bool:
 class Allowance:
     """A mean number of tokens per task that is kept to, whatever tasks come: the doubt follows what was spent.
 
-    It needs no labels. tokens: per task. curve: what thresholds came to on other tasks, (doubt in nats, tokens per
-    task) each: it says how far to turn the doubt, and may be off here. spent, tasks: so far.
+    It needs no labels, and forgets nothing: what is kept to is the mean of all tasks so far.
+
+    tokens: per task. curve: what thresholds came to on other tasks, (doubt in nats, tokens per task) each: it says how
+    far to turn the doubt, and may be off here. spent, tasks: so far.
     """
 
     tokens: float

@@ -24,9 +24,10 @@ from pydantic import TypeAdapter
 from unbraid.chat.types import Mode
 from unbraid.errors import CheckpointError, RecipeError
 from unbraid.evaluate.evaluate import spread
+from unbraid.evaluate.second_thoughts import THINKING_AT_ONCE
 from unbraid.lab.autotool.methods import CLAIM_SHARE, CLAIM_START, METHODS, SAVED, SERVED, SWEEP_ORDER, SWEPT
 from unbraid.lab.autotool.refined import SAMPLES, refine_prompts
-from unbraid.lab.autotool.served import MARGIN, PASSES, stream, with_second_thoughts
+from unbraid.lab.autotool.served import DOUBTS, MARGIN, PASSES, stream, with_second_thoughts
 from unbraid.lab.base_model import PRETRAINING
 from unbraid.lab.calls_world import WORLD_VERSION, held_out
 from unbraid.lab.starts import THINK_SHARE, WARMUP, Start
@@ -138,7 +139,7 @@ class CellResult:
     known, unknown: test tasks whose chain is known, and the others. Both keep their natural mix of levels, as the RL
         prompts of any share do, so that `test(share)` is what the test set would give at that share.
     end_think_rate: of sampled responses, over the last steps of training; None without RL.
-    responses, sampled_tokens: drawn in RL. spent_before: tokens drawn to choose the prompts, or a threshold.
+    responses, sampled_tokens: drawn in RL. spent_before: tokens drawn to choose the prompts, or how to serve.
     prompts_known: the known share of the RL prompts as they were used, where that is not the cell's.
     """
 
@@ -237,7 +238,7 @@ def cell_folder(cell: Cell, out: Path, overrides: Sequence[str] = ()) -> Path:
     refined = SAMPLES if METHODS[cell.method].refined else 0
     parts = [recipe.fingerprint(), recipe.evaluate.model_dump(mode="json"), WORLD_VERSION, refined]
     if cell.method in SERVED:
-        parts += [SERVED[cell.method], SAVED + MARGIN, PASSES, EVERY, AHEAD]
+        parts += [SERVED[cell.method], SAVED + MARGIN, PASSES, EVERY, AHEAD, DOUBTS, THINKING_AT_ONCE]
     return out / "cells" / f"{cell.name}-{_digest(parts)}"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from unbraid.evaluate.statistics import Estimate
 from unbraid.lab.autotool.cells import Cell, CellResult, Part
 from unbraid.lab.autotool.goal import Reached, all_reached, oracle
-from unbraid.lab.autotool.methods import CLAIM_SHARE, CLAIM_START, METHODS, SWEPT, predicted_collapse
+from unbraid.lab.autotool.methods import CLAIM_SHARE, CLAIM_START, METHODS, SERVED, SWEPT, predicted_collapse
 from unbraid.lab.autotool.paired import SETTINGS, Coverage, Unit, coverage, units
 from unbraid.lab.autotool.verdicts import judge_all
 from unbraid.lab.claims import ENOUGH_BASES, Verdict, by_base, estimate
@@ -95,7 +95,7 @@ def claims_of(
         failed,
         [row for start in (CLAIM_START, Start.CLEAR) for row in _rows(results, start)],
         judge_all(results),
-        all_reached(results, ("second_thoughts", "recommended", *(m for m in SWEPT if m != "recommended"))),
+        all_reached(results, (*SERVED.values(), *SERVED, *(m for m in SWEPT if m not in SERVED))),
         [coverage(setting, bases, seeds) for setting in SETTINGS],
         responses,
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from unbraid.chat.types import Mode
 from unbraid.errors import DataError
-from unbraid.rollout.second_thoughts import beginning_kept, drawn_until_doubt, thinks_surely
+from unbraid.rollout.second_thoughts import Allowance, beginning_kept, drawn_until_doubt, thinks_surely
 from unbraid.rollout.trajectory import Trajectory
 
 DOUBTS = (*np.geomspace(0.001, 3.0, 29).round(4).tolist(), float("inf"))
@@ -106,6 +106,10 @@ class Curve:
     def best(self) -> float:
         """Accuracy of the most accurate threshold, in [0, 1]."""
         return max(point.accuracy for point in self.points)
+
+    def allowance(self, tokens: float) -> Allowance:
+        """What keeps to so many tokens per task on other tasks."""
+        return Allowance(tokens, [(point.doubt, point.tokens) for point in self.points])
 
 
 def curves(

@@ -19,7 +19,7 @@ from unbraid.prepare import Respond, TaskSets, roll_of
 from unbraid.recipe import Recipe
 from unbraid.report.second_thoughts import Seconds
 from unbraid.rollout.scoring import Roll
-from unbraid.rollout.second_thoughts import Allowance, SecondThoughts
+from unbraid.rollout.second_thoughts import SecondThoughts
 from unbraid.rollout.trajectory import Trajectory
 from unbraid.run.folder import take_weights
 from unbraid.run.training import Progress, silent
@@ -111,7 +111,7 @@ def second_thoughts(
             curve, chosen = cheapest_of(looked_at, share * thinking)
     except DataError as problem:
         raise DataError(f"on {len(part)} validation tasks {problem}") from None
-    allowance = None if tokens is None else Allowance(tokens, [(p.doubt, p.tokens) for p in curve.points])
+    allowance = None if tokens is None else curve.allowance(tokens)
     part = spread(tasks.test, recipe.evaluate.limit)
     by_itself, always = (draw(part, mode) for mode in (Mode.AUTO, Mode.THINK))
     careful = SecondThoughts(roll, allowance or chosen.doubt, drafts.roll if drafts else None, curve.sure)

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from unbraid.chat.types import Mode
+from unbraid.errors import DataError
 from unbraid.evaluate.second_thoughts import best_affordable, curves
 from unbraid.lab.autotool.methods import SAVED
 from unbraid.rollout.scoring import Roll
-from unbraid.rollout.second_thoughts import Allowance, SecondThoughts
+from unbraid.rollout.second_thoughts import SecondThoughts
 from unbraid.rollout.trajectory import Trajectory
 from unbraid.tasks.task import Task
 
@@ -34,14 +35,15 @@ def stream(tests: Sequence[Task], share: float) -> list[Task]:
     Of the known ones, and of the others, none comes more than once more often than another.
 
     Raises:
-        ValueError: there are none of a kind that is asked for.
+        DataError: there are none of a kind that is asked for.
     """
     random, total = np.random.default_rng(0), PASSES * len(tests)
     places: list[int] = []
     for known, count in ((True, round(share * total)), (False, total - round(share * total))):
         kind = [i for i, task in enumerate(tests) if bool(task.extra["known"]) is known]
         if count and not kind:
-            raise ValueError(f"{count} tests are to be {'known' if known else 'unknown'}, and none is")
+            word = "known" if known else "unknown"
+            raise DataError(f"{count} tests are to be {word}, and none is: answer more tests, or take another share")
         rounds = [random.permutation(kind) for _ in range(-(-count // max(1, len(kind))))]
         places += np.concatenate(rounds)[:count].tolist() if rounds else []
     return [tests[i] for i in random.permutation(places)]
@@ -64,7 +66,6 @@ def with_second_thoughts(
     found = curves(free, drafts, thoughts, DOUBTS)
     # Even drafts alone may take more, where next to nothing is known: then every draft stands.
     curve, _ = best_affordable(found, max(allowed, found[0].points[-1].tokens))
-    allowance = Allowance(allowed, [(point.doubt, point.tokens) for point in curve.points])
-    served = SecondThoughts(thinking, allowance, drafting, curve.sure)
+    served = SecondThoughts(thinking, curve.allowance(allowed), drafting, curve.sure)
     spent = sum(t.response_tokens for drawn in (drafts, free, thoughts) for t in drawn)
     return served(tests, [Mode.AUTO], temperature=0.0, seed=0), served, spent
